@@ -11,7 +11,7 @@ from own_networks import SmallNet, make_mlp, train_own
 
 import expunge
 from expunge.api import AdoptedModel, MethodTable
-from expunge.core.errors import ExpungeError
+from expunge.core.errors import ExpungeError, ExpungeWarning
 from expunge.data.records import Records
 from expunge.experiments.objects.method import make_method
 from expunge.methods.registry import method_class, options_of
@@ -73,6 +73,9 @@ def test_every_method_runs_or_is_refused_as_it_is_listed(model, few, whole_class
                 disagreeing.append(f"{row.name}: {row.usable}, {row.reason} | {error}")
             continue
         assert len(result.split.forget) == len(result.outcome.request.record_ids)
+        checked = [finding.message for finding in model.check(row.name, rows).findings]
+        if row.guarantee != result.guarantee or f"{row.name}, guarantee {result.guarantee}" not in checked:
+            disagreeing.append(f"{row.name} has the guarantee {result.guarantee}, listed as {row.guarantee}: {checked}")
         if not row.usable:
             disagreeing.append(f"{row.name} ran, listed as refused: {row.reason}")
     assert disagreeing == []
@@ -170,3 +173,18 @@ def test_a_method_around_another_is_named_with_its_options(adopted):
         model.forget([1, 2], "Un-prune", options={"growth": 0.1}, growth=0.2)
     with pytest.raises(ExpungeError, match="options: is a str"):
         model.forget([1, 2], "Un-prune", options="GA")
+
+
+def test_a_method_that_changes_nothing_says_so_before_and_after(adopted):
+    checked = adopted.check("FT", [1, 2], epochs=0)
+    assert checked.usable
+    assert "FT changes nothing: 0 epochs" in [f.message for f in checked.findings if f.level == "warning"]
+    with pytest.warns(ExpungeWarning, match="^FT changes nothing: 0 epochs$"):
+        result = adopted.forget([1, 2], "FT", epochs=0)
+    assert "warning: FT changed nothing: all 4 tensors" in result.text()
+    assert "FT changed nothing" in repr(result.outcome)
+    with pytest.warns(ExpungeWarning, match="^SSD changed nothing: all 4 tensors"):
+        adopted.forget([1, 2], "SSD", alpha=1e9)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert "warning" not in adopted.forget([1, 2], "FT", epochs=1).text()

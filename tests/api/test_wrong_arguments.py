@@ -149,10 +149,15 @@ def test_missing_validation_records_have_the_option_to_switch_off(adopted: Adopt
 
 
 def test_missing_initial_weights_are_answered_with_what_an_adopted_model_can_have(adopted: AdoptedModel) -> None:
-    with pytest.raises(ExpungeError, match="initial weights") as caught:
-        adopted.prune(0.5).forget([1], "Un-prune")
-    assert "initial=random or zero" in str(caught.value.hint)
-    assert "adopt(..., recorded=FOLDER)" in str(caught.value.hint)
+    pruned = adopted.prune(0.5)
+    for rule, values in (("magnitude", ["random"]), ("gradient", ["random", "zero"])):
+        with pytest.raises(ExpungeError, match="initial weights") as caught:
+            pruned.forget([1], "Un-prune", rule=rule)
+        assert f"use initial={' or '.join(values)}; or record" in str(caught.value.hint)
+        assert "adopt(..., recorded=FOLDER)" in str(caught.value.hint)
+        for value in values:  # what the hint recommends works
+            options = {"method": "GA", "method_options": {"epochs": 1}, "rule": rule, "initial": value}
+            assert pruned.forget([1], "Un-prune", options=options).outcome.method == "Un-prune"
 
 
 def test_a_torch_device_is_a_device() -> None:
@@ -167,3 +172,17 @@ def test_signatures_and_warnings_are_those_of_the_function_itself(digits: Record
         warnings.simplefilter("always", ExpungeWarning)
         expunge.adopt(half, digits, train=range(300))
     assert {warning.filename for warning in caught if warning.category is ExpungeWarning} == {__file__}
+
+
+def test_paths_that_are_no_files_are_refused_before_anything_runs(adopted: AdoptedModel, workplace: Path) -> None:
+    result = adopted.forget([1, 2], "FT", epochs=1)
+    for path, said in ((".", "is a directory, not a file"), ("r.pdf", "written as HTML, not as .pdf")):
+        with pytest.raises(ExpungeError, match=said):
+            result.report(path)
+    with pytest.raises(ExpungeError, match="is a directory, not a file"):
+        adopted.forget([1, 2], "Retrain", checkpoint=Path("."))
+    with pytest.raises(ExpungeError, match="cannot be replaced as a whole"):
+        result.save(".")
+    with pytest.raises(ExpungeError, match="written as JSON, not as"):
+        result.evaluate().save("scores.csv")
+    assert list(Path().iterdir()) == []

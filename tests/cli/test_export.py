@@ -82,6 +82,17 @@ def test_what_cannot_be_exported(line: Line, elsewhere: Path, narrow: Path) -> N
         assert words in result.err
         assert not (line.directory / "a").exists()
         assert not (line.directory / "new").exists()
+    for name in ("w.pt", "w.onnx", "w.bin"):
+        result = line("export", sparse, "-o", name)
+        assert (result.code, "name it w.safetensors" in result.err) == (2, True)
+    for arguments, words in (
+        (("evaluate", "config.yaml", "--model", sparse, "-o", "s.csv"), "written as JSON, not as .csv"),
+        (("bench", "figure", "plan.yaml", "--score", "UA", "--output", "f.png"), "name it f.svg"),
+        (("bench", "run", "config.yaml", "--results", "."), "."),
+        (("forget", "config.yaml", "-o", "."), "cannot be replaced as a whole"),
+    ):
+        result = line(*arguments)
+        assert (result.code, words in result.err) == (2, True), result
     for _ in range(2):  # an earlier export may be replaced
         assert line("export", dense, "-o", "a").code == 0
         assert (line.directory / "a").exists()

@@ -148,10 +148,11 @@ def check_changes(outcome: Outcome, trained: Trained) -> None:
         assert change.changed >= int(different), f"{change.name}: too few changed entries"
 
 
-def check_guarantee(outcome: Outcome, method: Method) -> None:
-    """The outcome's guarantee is not stronger than the method's."""
+def check_guarantee(outcome: Outcome, method: Method, trained: Trained) -> None:
+    """The outcome's guarantee is not stronger than the method's, and is the one that was announced for the model."""
     strength = list(GUARANTEES)
     assert strength.index(outcome.guarantee) >= strength.index(method.guarantee), "the guarantee is too strong"
+    assert outcome.guarantee == method.find_guarantee(trained), "the guarantee is not the announced one"
 
 
 def check_history(outcome: Outcome, trained: Trained) -> None:
@@ -213,7 +214,7 @@ def check(
     check_masked_weights(outcome, trained, directory)
     check_reported_state(outcome, trained)
     check_changes(outcome, trained)
-    check_guarantee(outcome, method)
+    check_guarantee(outcome, method, trained)
     check_history(outcome, trained)
     check_json(outcome, method, directory)
     if seeded:

@@ -318,3 +318,37 @@ def test_a_mask_is_rewritten_where_a_weight_came_back_and_not_where_some_were_on
     assert find_rewritten(sparse, after, []) == set()
     assert find_rewritten(after, sparse, []) == {"mask"}
     assert find_rewritten(dataclasses.replace(sparse, mask=None), sparse, []) == {"mask"}
+
+
+def test_a_mask_that_keeps_most_of_its_entries_is_partly_rewritten(
+    sparse: Trained, request_20: ForgetRequest, digits: Records, cpu: Runtime
+) -> None:
+    assert sparse.mask is not None
+    method = get_method("Un-prune", method="FT", method_options={"epochs": 1}, initial="random")
+    outcome = method.forget(sparse, request_20, Context(digits, cpu))
+    after = outcome.trained.mask
+    assert after is not None
+    both = [(kept, after.kept[name]) for name, kept in sparse.mask.kept.items()]
+    changed = sum(int((a != b).sum()) for a, b in both)
+    entries = sum(int((a | b).sum()) for a, b in both)
+    tensors = sum(not torch.equal(a, b) for a, b in both)
+    extent = outcome.extents["mask"]
+    assert 0 < changed < entries
+    assert (extent.changed_entries, extent.entries, extent.changed_tensors) == (changed, entries, tensors)
+    assert (extent.tensors, extent.status) == (len(both), "partly rewritten")
+    assert "mask: partly rewritten" in repr(outcome)
+    assert "mask" in outcome.partly_rewritten
+    assert "mask" not in outcome.changed
+    assert Extent.from_json(outcome.to_json()["state"]["extent"]["mask"]) == extent
+
+
+def test_what_started_from_the_weights_trained_on_the_forgotten_records(
+    mlp: Trained, request_20: ForgetRequest, digits: Records, cpu: Runtime
+) -> None:
+    context = Context(digits, cpu)
+    tuned = get_method("FT", epochs=1).forget(mlp, request_20, context)
+    assert tuned.changed == ("weights",)
+    assert "weights: changed from what was trained on D_f" in repr(tuned)
+    retrained = get_method("Retrain").forget(mlp, request_20, context)
+    assert retrained.changed == ()
+    assert "changed from what" not in repr(retrained)

@@ -15,8 +15,9 @@ from expunge.models.named import find_named, is_named
 def test_a_library_that_is_not_installed_is_named_with_its_remedy(prefix, package, monkeypatch):
     monkeypatch.setitem(sys.modules, package, None)
     monkeypatch.setitem(sys.modules, f"{package}.models", None)
-    with pytest.raises(ConfigError, match=rf"{prefix}:(.|\n)*(pip install|install the build)"):
+    with pytest.raises(ConfigError, match=rf"{prefix}: (.|\n)*(pip install|install the build)") as caught:
         Architecture(f"{prefix}:resnet18", {}, (3, 32, 32), 3).build(0)
+    assert "::" not in str(caught.value)
 
 
 def test_names():

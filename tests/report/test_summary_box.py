@@ -60,7 +60,7 @@ def test_the_box_has_every_fact_a_reader_looks_for_first() -> None:
         "empirical : measured only",
         f"model.safetensors SHA-256 {'f' * 64} hash of the weights {'e' * 64}",
         "UA −3.00 points (noise floor 1.25)",
-        "Still from training on the forgotten records mask and batch norm",
+        "Unchanged since training on the forgotten records mask and batch norm",
         "that the records were forgotten (weights cannot prove it)",
         f"All {len(list_limits(one_model()))} limits",
     ):
@@ -74,7 +74,7 @@ def test_what_was_not_recorded_is_a_dash_with_a_reason() -> None:
     text = box_of(bare)
     for part in ("Date of the run – not recorded", "Model and data – not recorded", "Guarantee – none recorded",
                  "Model file – not recorded", "Largest gaps to Retrain – not measured",
-                 "Still from training on the forgotten records not recorded"):  # fmt: skip
+                 "Unchanged since training on the forgotten records not recorded"):  # fmt: skip
         assert part in text, part
 
 
@@ -120,7 +120,12 @@ def test_a_retrained_model_alone_is_the_result() -> None:
     [
         (None, "not recorded"),
         (InfluenceState(), "not recorded"),
-        (InfluenceState(("weights",)), "nothing that was recorded"),
+        (InfluenceState(("weights",)), "no state as a whole"),  # a file of an earlier version
+        (InfluenceState(("weights", "mask"), recomputed=("mask",)),
+         "no state as a whole; weights: changed from what was trained on D_f"),
+        (InfluenceState(("weights",), carried=("mask",), recomputed=()),
+         "mask; weights: changed from what was trained on D_f"),
+        (InfluenceState(("weights",), recomputed=("weights",)), "nothing: all recorded state was made without them"),
         (STATE, "mask and batch norm"),
         (InfluenceState(("weights",), carried=("mask",), extents={"weights": PARTLY}),
          "mask; partly: weights (2 of 4 tensors, 1.5 % of the entries changed)"),
@@ -138,7 +143,7 @@ def test_state_that_was_partly_rewritten_has_its_numbers_and_nothing_about_it_is
     page = render_report(one_model(state=InfluenceState.from_json(body)))
     numbers = "2 of 4 tensors, 12.5 % of the entries changed"
     assert f'<td class="dependent">partly rewritten ({numbers})</td>' in page
-    assert f"Still from training on the forgotten records partly: weights ({numbers})" in plain(page)
+    assert f"Unchanged since training on the forgotten records partly: weights ({numbers})" in plain(page)
     assert '<td class="changed">rewritten</td>' in page
     assert '<td class="changed">dropped</td>' in page
     assert not re.search(r"\.changed|--good|\.good", page)  # no colour of its own
@@ -242,3 +247,10 @@ def test_a_method_that_is_as_near_as_the_original_is_not_called_nearer(
     text = box_of(with_original(ua, floors))
     assert words in text
     assert ("may be chance" in text) == ("may be chance" in words)
+
+
+def test_the_table_of_state_says_what_was_not_made_without_the_forgotten_records() -> None:
+    body = {"rewrote": ["weights", "batch_norm"], "recomputed": ["batch_norm"]}
+    page = render_report(one_model(state=InfluenceState.from_json(body)))
+    assert '<td class="changed">rewritten<small>changed from what was trained on D_f</small></td>' in page
+    assert '<td class="changed">rewritten</td>' in page

@@ -286,3 +286,31 @@ def test_checkpoints_that_training_would_store_are_not_counted_as_recomputed() -
         passes.append(next(row for row in rows if row.name == "Replay"))
     assert passes[0].passes > passes[1].passes
     assert (passes[0].at_most, passes[1].at_most) == (True, False)
+
+
+def test_a_plan_announces_the_guarantee_of_its_cells(tmp_path: Path) -> None:
+    (tmp_path / "plan.yaml").write_text(
+        "name: small\n"
+        "base: {data: {source: digits}, model: {name: mlp}, training: {recipe: one-cycle}, "
+        "forget: {by: class, index: 3}}\n"
+        "grid:\n"
+        "  method: [{name: Retrain}, {name: FT}]\n"
+        "  sparsity: [null, {sparsity: 0.5, layers: [linear]}]\n"
+    )
+    found = check_plan_cells(load_plan(tmp_path / "plan.yaml")).findings
+    said = sorted(finding.message for finding in found if "guarantee" in finding.message)
+    assert said == [
+        "1 cell: FT, guarantee empirical",
+        "1 cell: FT, guarantee empirical",
+        "1 cell: Retrain, guarantee empirical",
+        "1 cell: Retrain, guarantee exact",
+    ]
+
+
+def test_a_method_that_cannot_change_the_model_is_a_warning(workplace: Path) -> None:
+    frozen = {"name": "FT", "options": {"epochs": 0}}
+    values = {**BASE, "method": frozen, "forget": {"by": "random", "count": 5}, "split": {"limit": 100}}
+    found = check_run(check_config(values)).findings
+    assert "FT changes nothing: 0 epochs" in [f.message for f in found if f.level == "warning"]
+    values["training"] = {"recipe": "one-cycle", "epochs": 1}
+    assert "FT changed nothing" in forget(check_config(values), "out", store="cache").text()

@@ -7,6 +7,10 @@ from pathlib import Path
 import pytest
 
 from expunge.core.errors import FileError
+from expunge.core.files import read_run_file
+from expunge.experiments import load_config
+from expunge.workflow import forget
+from expunge.workflow.forget import ForgetResult
 from expunge.workflow.output import FILES, check_output, write_results_directory
 
 
@@ -71,3 +75,45 @@ def test_results_are_written_completely_or_not_at_all(tmp_path: Path) -> None:
     assert (place / "report.html").read_text() == "page"
     assert (place / "model.safetensors").read_text() == "new"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["own", "stage"]
+
+
+RUN = """
+data: {source: digits}
+split: {limit: 100}
+model: {name: mlp, options: {widths: [4]}}
+training: {recipe: one-cycle, epochs: 1}
+forget: {by: random, count: 5}
+method: {name: FT, options: {epochs: 1}}
+runtime: {device: cpu}
+"""
+
+
+def test_the_result_of_another_method_or_request_is_not_replaced_without_a_word(workplace: Path) -> None:
+    Path("run.yaml").write_text(RUN)
+
+    def run(*changes: str, overwrite: bool = False) -> ForgetResult:
+        return forget(load_config("run.yaml", changes), "out", store="cache", overwrite=overwrite)
+
+    first = run()
+    ids = first.outcome["request"]["record_ids"]
+    short = first.outcome["request"]["hash"][:12]
+    for again in (run(), run("method.name=ft"), run(f"forget={{by: ids, ids: [{', '.join(ids)}]}}")):
+        assert again.replaced == ""  # the same result
+        assert "replaced" not in again.text()
+    for changes, what in (
+        (["method={name: GA}"], "method"),
+        (["forget.count=6"], "request"),
+        (["forget.seed=1"], "request"),
+        (["forget={by: memorised, count: 5}"], "request"),  # known only after training
+    ):
+        with pytest.raises(FileError, match=f"has the result of another {what} .FT, request {short}, 20") as caught:
+            run(*changes)
+        assert "--overwrite" in str(caught.value.hint)
+        assert read_run_file("out/outcome.json", "expunge.outcome", 2)["hashes"] == first.outcome["hashes"]
+    longer = run("method.options.epochs=2")  # the same method with other options
+    assert longer.replaced.startswith(f"FT, request {short}, 20")
+    assert f"an earlier result was replaced: FT, request {short}" in longer.text()
+    other = run("method={name: GA}", overwrite=True)
+    assert other.outcome["method"]["name"] == "GA"
+    assert "an earlier result was replaced: FT" in other.text()
+    assert other.to_json()["replaced"] == other.replaced

@@ -62,9 +62,9 @@ def check_method(
     if method is not None:
         try:
             ready = prepare(trained, method, options, records, request)
-            found.append(Finding("ok", "method", f"{ready.method.name}, guarantee {ready.method.guarantee}"))
-            if ready.assumed:
-                found.append(Finding("warning", "method", ready.assumed))
+            guarantee = ready.method.find_guarantee(ready.trained)
+            found.append(Finding("ok", "method", f"{ready.method.name}, guarantee {guarantee}"))
+            found += [Finding("warning", "method", text) for text in ready.cautions]
             reads = describe_reads(ready, records, request)
             found += [Finding("ok", "method", f"it reads {reads}")] if reads else []
             cost = ready.method.describe_cost(ready.trained)

@@ -16,6 +16,7 @@ from torch import nn
 from expunge.core.errors import ConfigError, ExpungeWarning, check_type, with_article
 from expunge.core.files import PathLike, staged_directory, write_json
 from expunge.core.outcome import Outcome
+from expunge.core.reading.file_names import check_format
 from expunge.core.request import ForgetRequest
 from expunge.core.seeds import RecordedOrder
 from expunge.core.show import Summary, repr_fields, repr_html, repr_text, shorten_names
@@ -46,19 +47,10 @@ from .table import MethodTable, list_methods
 _CALLER = 4
 _REFERENCE = "reference=model.forget(rows, method='Retrain')"
 #: Facts of an outcome in `text()` and in `repr`.
-_SHORT = ("cost", "carried", "partly", "towards D_f", "guarantee")
+_SHORT = ("warning", "cost", "carried", "partly", "changed", "towards D_f", "guarantee")
 _LONG = (
-    "guarantee",
-    "bound",
-    "options",
-    "cost",
-    "rewrote",
-    "towards D_f",
-    "partly",
-    "mask",
-    "dropped",
-    "carried",
-    "model",
+    *("warning", "guarantee", "bound", "options", "cost", "rewrote", "towards D_f", "partly", "mask", "changed"),
+    *("dropped", "carried", "model"),
 )
 
 
@@ -189,9 +181,11 @@ class ModelWithData:
         self, request: ForgetRequest, method: str | Method, options: Mapping[str, Any], context: Context
     ) -> Unlearned:
         ready = prepare(self.trained, method, options, self.data, request)
-        if ready.assumed:
-            warnings.warn(ready.assumed, ExpungeWarning, stacklevel=_CALLER)
+        for text in ready.cautions:
+            warnings.warn(text, ExpungeWarning, stacklevel=_CALLER)
         outcome = ready.method.forget(ready.trained, request, context)
+        if outcome.changed_nothing and not ready.idle:
+            warnings.warn(outcome.describe_warning(), ExpungeWarning, stacklevel=_CALLER)
         today = datetime.datetime.now(datetime.UTC).date().isoformat()
         return Unlearned(self.data, outcome.trained, self.runtime, self.own, self.order, outcome, self, today)
 
@@ -328,9 +322,9 @@ class Unlearned(ModelWithData):
         Raises:
             ConfigError: the reference, or one of the others, is no result of `forget`.
             RequestError: see `evaluate`; or one of the others is the result of another request or retain set.
-            FileError: the file cannot be written.
+            FileError: the path is a directory or ends like another format (.pdf), or cannot be written.
         """
-        references = list_references(reference)
+        target, references = check_format(path, "HTML"), list_references(reference)
         for one in references:
             check_result(one, Unlearned, "reference", _REFERENCE)
         chosen = ScoreOptions.from_options(options)
@@ -344,9 +338,9 @@ class Unlearned(ModelWithData):
             provenance={"adopted": self.own.describe(self.before.trained, self.split, self.runtime)},
             ids=ids,
         )
-        write_report(path, content)
+        write_report(target, content)
         warn_of_reference(self._latest["scores"])
-        return Path(path)
+        return target
 
     def _show(self, name: str = "") -> Shown:
         return Shown(self._scored, self.outcome, self.before._scored, self.created, name)

@@ -41,6 +41,17 @@ class Prepared:
 
     __repr__ = repr_fields
 
+    @property
+    def cautions(self) -> tuple[str, ...]:
+        """What a user should know before it runs: what was assumed, and that the method cannot change the model."""
+        return tuple(text for text in (self.assumed, self.idle) if text)
+
+    @property
+    def idle(self) -> str:
+        """That the method cannot change the model, as a sentence; empty: it may."""
+        reason = self.method.find_idle_reason(self.trained)
+        return f"{self.method.name} changes nothing: {reason}" if reason else ""
+
 
 def choose_method(trained: Trained, method: str | Method, options: Mapping[str, Any]) -> Method:
     """Make a method. The seeds of a model that was trained elsewhere are unknown, so a retraining draws new ones.

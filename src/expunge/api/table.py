@@ -28,7 +28,7 @@ class MethodRow:
         usable: whether `forget` would run it.
         reason: why not; or a condition under which it runs; or what is assumed.
         hint: how to make it usable, or empty.
-        guarantee: that of its outcome, or a stronger one that the outcome may not reach.
+        guarantee: that of its outcome on this model; of a method that is refused, the strongest that it can have.
         cost: what it reads, in words; empty: not known before it runs.
     """
 
@@ -124,13 +124,13 @@ def list_methods(trained: Trained, records: Records, request: ForgetRequest | No
 
 
 def _describe(name: str, trained: Trained, records: Records, request: ForgetRequest | None) -> MethodRow:
-    guarantee = read_facts(name)[0]
     try:
         prepared, condition = _try(name, trained, records, request)
     except ExpungeError as error:
         where = "" if error.where is None else f"{error.where}: "
-        return MethodRow(name, False, f"{where}{error.what}", error.hint or "", guarantee)
+        return MethodRow(name, False, f"{where}{error.what}", error.hint or "", read_facts(name)[0])
     reason = "; ".join(text for text in (condition, prepared.assumed) if text)
+    guarantee = prepared.method.find_guarantee(prepared.trained)
     return MethodRow(name, True, reason, "", guarantee, describe_reads(prepared, records, request))
 
 

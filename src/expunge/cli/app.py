@@ -38,6 +38,7 @@ Override = Annotated[str, Parameter(help="Keys of the configuration, as dotted.k
 Output = Annotated[Path | None, Parameter(name=["--output", "-o"], help="Directory for the results.")]
 StoreDir = Annotated[str, Parameter(help="Completed stages: a folder, or a URL (s3://...); plans may share it.")]
 Ids = Annotated[bool, Parameter(negative="", help="Print the record ids in the report; they are personal data.")]
+Overwrite = Annotated[bool, Parameter(negative="", help="Replace the result of another method or request.")]
 Scheduler = Annotated[str, Parameter(help="processes, dask, dask://HOST:PORT, ray, ray://HOST:PORT (docs/engines.md).")]
 Workers = Annotated[int, Parameter(help="Number of processes; the cores are divided among them.")]
 
@@ -108,14 +109,15 @@ def _make_original(
 @app.command
 def forget(
     config: Config, *overrides: Override, output: Output = None, store: StoreDir = DEFAULT_STORE,
-    ids: Ids = False, trust: Trusted = (), as_json: Json = False,
+    ids: Ids = False, overwrite: Overwrite = False, trust: Trusted = (), as_json: Json = False,
 ) -> None:  # fmt: skip
     """Unlearn: write an unlearned model, its scores next to a retrained reference, and a report."""
     from expunge.workflow import forget as run_forget
 
     run = _load_config(config, [*overrides, *(["report.ids=true"] if ids else [])], trust)
+    target = _output_path(run, config, output, "unlearned")
     with _make_bar("forget") as bar:
-        result = run_forget(run, _output_path(run, config, output, "unlearned"), store=store, reporter=bar)
+        result = run_forget(run, target, store=store, reporter=bar, overwrite=overwrite)
     _print(result.to_json(), result.text(), as_json)
 
 
@@ -132,8 +134,11 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Score an unlearned model again, for its own request."""
+    from expunge.core.reading.file_names import check_format
     from expunge.workflow import rescore
 
+    if output is not None:
+        check_format(output, "JSON")
     run = _load_config(config, overrides, trust)
     scores = rescore(model, run, reference=reference)
     if output is not None:
@@ -336,9 +341,11 @@ def bench_figure(
     """Draw one score of every method, seed by seed, as lines over passes or an axis, or as ranks, as an SVG file."""
     from expunge.core.errors import ConfigError
     from expunge.core.files import write_text
+    from expunge.core.reading.file_names import check_format
     from expunge.experiments import load_plan, read_results, render_curves, render_figure, render_ranks, render_sweep
     from expunge.experiments.config.selections import read_selection
 
+    check_format(output, "SVG")
     loaded = None if plan.suffix == ".json" else load_plan(plan)
     path = plan if loaded is None else loaded.results_path
     chosen = read_selection(only or ())

@@ -18,6 +18,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from .errors import ExpungeError, FileError
 from .hashing import _plain
+from .reading.file_names import check_directory_name, check_file_name
 from .reading.limits import TEXT_BYTES, ReadLimit
 from .reading.run_files import RUN_FILES, check_file
 from .reading.strict_json import parse_json
@@ -72,7 +73,7 @@ def staged_file(path: PathLike) -> Iterator[Path]:
         >>> Path("scores.csv").read_text()
         'UA,12.5'
     """
-    path = Path(path)
+    path = check_file_name(path)
     temporary: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -107,7 +108,7 @@ def staged_directory(path: PathLike) -> Iterator[Path]:
         >>> [path.name for path in Path("run").iterdir()]
         ['a.txt']
     """
-    path = Path(path)
+    path = check_directory_name(path)
     temporary: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -13,6 +13,7 @@ from torch import nn
 from .errors import FileError, MaskError
 from .files import PathLike, read_tensors, write_tensors
 from .hashing import hash_json, hash_tensor, plain_name
+from .reading.file_names import check_format
 from .show import Bar, Summary, plural, repr_fields, repr_html, repr_text, shorten_names
 
 SCHEMA = "expunge.mask"
@@ -243,7 +244,7 @@ class Mask:
             "provenance": self.provenance.to_json(),
             "hash": self.hash(),
         }
-        write_tensors(path, self.kept, metadata)
+        write_tensors(check_format(path, "safetensors"), self.kept, metadata)
 
     @classmethod
     def load(cls, path: PathLike) -> Mask:

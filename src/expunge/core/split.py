@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from .errors import DataError, RequestError
 from .files import PathLike, read_json, write_json
 from .hashing import hash_json
+from .reading.file_names import check_format
 from .reading.limits import BYTES, ID_LENGTH
 from .show import Summary, plural, repr_html, repr_text, shorten_mapping
 
@@ -300,7 +301,7 @@ class Split:
             body["corrections"] = [correction.to_json() for correction in self.corrections]
         if self.retain_absent:
             body["retain_absent"] = True
-        write_json(path, SCHEMA, SCHEMA_VERSION, body)
+        write_json(check_format(path, "JSON"), SCHEMA, SCHEMA_VERSION, body)
 
     @classmethod
     def load(cls, path: PathLike) -> Split:

@@ -9,6 +9,7 @@ from typing import Any
 
 from expunge.core.errors import ConfigError, FileError, unknown_name_hint
 from expunge.core.files import PathLike, read_json, write_json
+from expunge.core.reading.file_names import check_format
 from expunge.core.reading.run_files import SCORES, check_file
 from expunge.core.show import Summary, plural, repr_fields, repr_html, repr_text, truncate
 
@@ -289,7 +290,7 @@ class Scores:
 
     def save(self, path: PathLike) -> None:
         """Write `scores.json`, atomically."""
-        write_json(path, SCHEMA, SCHEMA_VERSION, self.to_json())
+        write_json(check_format(path, "JSON"), SCHEMA, SCHEMA_VERSION, self.to_json())
 
     @classmethod
     def load(cls, path: PathLike) -> Scores:

@@ -20,6 +20,7 @@ from expunge.data.corrections.values import check_correction
 from expunge.data.records import Records
 from expunge.models import Architecture
 from expunge.sparsity import Schedule
+from expunge.training import batchnorm
 from expunge.training.context import Context
 from expunge.training.recipes import Recipe
 from expunge.training.train import train
@@ -33,7 +34,7 @@ class Method(abc.ABC):
 
     Attributes:
         name: the registered name.
-        guarantee: a key of `expunge.core.outcome.GUARANTEES`.
+        guarantee: the strongest one of its outcomes (a key of `expunge.core.outcome.GUARANTEES`); see `find_guarantee`.
         citation: paper and section or equation.
         trains: whether the original must be trained by the method's `fit`.
         corrects: whether the method can forget old values of records and learn new ones (a request with a correction).
@@ -41,6 +42,7 @@ class Method(abc.ABC):
         trains_on: `forget` if its training reads D_f alone, which may be a single record; a class may set it.
         one_process: why it runs on one process although the runtime has several (`Runtime.devices`); empty: its
             training shares every batch among them.
+        idle_if_zero: options of which each alone leaves the parameters as they are if it is 0 (`find_idle_reason`).
 
     `register_method` sets the other class attributes.
     """
@@ -52,6 +54,7 @@ class Method(abc.ABC):
     corrects: ClassVar[bool] = False
     trains_on: ClassVar[str | None] = None
     one_process: ClassVar[str] = "its steps are not those of the common training loop"
+    idle_if_zero: ClassVar[tuple[str, ...]] = ()
     space: ClassVar[Mapping[str, Any]] = {}
 
     @abc.abstractmethod
@@ -101,6 +104,7 @@ class Method(abc.ABC):
         with gradients[0], gradients[1], naming("method", self.name, type(self), MethodError):
             self.check_state(trained)
             self.check_request(trained.model, trained.mask, request, context.records)
+            announced = task.guarantee = self.find_guarantee(trained)
             task.start()
             after = self.unlearn(task)
         if after is not None and not isinstance(after, Trained):
@@ -109,7 +113,8 @@ class Method(abc.ABC):
                 where=f"method {self.name}",
                 hint="change task.model, and return nothing",
             )
-        check_guarantee(task.guarantee, self.guarantee, self.name)
+        check_guarantee(announced, self.guarantee, self.name)
+        check_guarantee(task.guarantee, announced, self.name)
         return task.finish(task.result() if after is None else after)
 
     def fit(
@@ -132,6 +137,30 @@ class Method(abc.ABC):
         )  # fmt: skip
 
     # ---- what is known before the method runs
+
+    def find_guarantee(self, trained: Trained) -> str:
+        """Find the guarantee that the outcome on a model will have. Tables and checks show it, and `forget` uses it.
+
+        The default is the registered one. A method that keeps it for some models or options only overrides this.
+
+        Args:
+            trained: the original; or a stand-in for it (mask, provenance and names of its state), before it is trained.
+        """
+        return self.guarantee
+
+    def find_idle_reason(self, trained: Trained) -> str:
+        """Find out why the method with these options cannot change a model: `0 epochs`; empty if it may change it.
+
+        `check` and `forget` of an adopted model caution with it.
+
+        Args:
+            trained: the original.
+        """
+        zero = [name for name in self.idle_if_zero if getattr(self, name) == 0]
+        follows = self.batch_norm == "re-estimate" or (self.batch_norm == "train" and "epochs" not in zero)
+        if not zero or (follows and batchnorm.find_layers(trained.model)):
+            return ""
+        return "0 epochs" if "epochs" in zero else f"{zero[0]} = 0"
 
     @property
     def batch_norm(self) -> str | None:

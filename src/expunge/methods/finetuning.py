@@ -68,6 +68,7 @@ class FineTuning(Method):
     stop: str = "never"
     #: Whether it ascends: if the loss or a weight is not finite, the last good state is kept.
     ascends: ClassVar[bool] = False
+    idle_if_zero: ClassVar[tuple[str, ...]] = ("epochs", "learning_rate")
     one_process: ClassVar[str] = ""
 
     def __post_init__(self) -> None:

@@ -23,7 +23,7 @@ def build_initial_network(
     expected: str = "",
     *,
     where: str = "Un-prune.initial",
-    hint: str = f"use initial=random or zero; or {RECORD_HINT}",
+    hint: str = f"use initial=random; or {RECORD_HINT}",
 ) -> nn.Module:
     """Build the network with the original's initial weights, from the stored copy or from the recorded seed.
 

@@ -6,6 +6,7 @@ import dataclasses
 from typing import ClassVar
 
 from expunge.core.errors import MethodError, unknown_name_hint
+from expunge.core.seeds import derive
 from expunge.core.trained import Trained
 from expunge.sparsity import pruning_of
 from expunge.training.loop import order_seed
@@ -30,6 +31,8 @@ SEEDS: dict[str, str] = {
     "order": "the original's initial weights, another order",
     "new": "other initial weights and another order",
 }
+#: In place of the seed that a run will draw: whether a start depends on the trained weights does not depend on it.
+_ANY_SEED = derive(0, "methods", "retrain", "any seed")
 
 
 @register_method(
@@ -105,6 +108,18 @@ class Retrain(Method):
             return epochs * Reads(retain=sizes.retain, other_forward=sizes.validation, at_most=True)
         return epochs * Reads(retain=sizes.retain, other_forward=sizes.validation * (recipe.select == "best"))
 
+    def find_guarantee(self, trained: Trained) -> str:
+        """See `Method.find_guarantee`: `exact` if neither mask nor start depends on D_f, as far as it is declared."""
+        if trained.mask is not None and self.mask != "re-prune":
+            return "empirical"
+        trained = strip_patches(trained)
+        provenance = trained.provenance
+        if not provenance.history or not provenance.architecture:  # a stand-in for a model that is not trained yet
+            return "exact"
+        known = self.seeds != "new" and "initial" in provenance.seeds
+        start = find_start(trained, provenance.seeds["initial"] if known else _ANY_SEED)
+        return "exact" if start.independent else "empirical"
+
     def unlearn(self, task: Task) -> Trained:
         """See `Method.unlearn`.
 
@@ -144,9 +159,7 @@ class Retrain(Method):
             task.count(result)
         check_retrained(trained, retraining.build_start(), after)
         task.retrained = True
-        exact = mask is None or self.mask == "re-prune"
-        task.guarantee = "exact" if exact and start.independent else "empirical"
-        unchanged = {"mask"} if not exact else set()
+        unchanged = {"mask"} if mask is not None and self.mask != "re-prune" else set()
         unchanged |= {"weights"} if start.frozen else set()
         task.recomputed |= {name for name in after.list_influence_state() if name not in unchanged}
         if start.note:

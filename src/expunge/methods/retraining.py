@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Collection, Mapping
-from pathlib import Path
 
 import torch
 from torch import nn
@@ -12,6 +11,7 @@ from torch import nn
 from expunge.core import early_checkpoints
 from expunge.core.hashing import hash_tensors
 from expunge.core.mask import Mask
+from expunge.core.reading.file_names import add_to_name
 from expunge.core.show import plural
 from expunge.core.split import Split, as_ids
 from expunge.core.trained import Provenance, Trained
@@ -145,7 +145,7 @@ class Retraining:
         context = dataclasses.replace(
             self.context,
             seed=self.seeds["order"] if order is None else order,
-            checkpoint=None if path is None else Path(path).with_name(Path(path).name + stage),
+            checkpoint=None if path is None else add_to_name(path, stage),
         )
         result = fit(
             model,

@@ -54,8 +54,7 @@ def forget_with_stand_in(
     outcome = method.forget(
         dataclasses.replace(trained, split=replaced), request, dataclasses.replace(context, records=stand_in.records)
     )
-    order = list(GUARANTEES)
-    guarantee = order[-1] if outcome.guarantee in _ABOUT_RETRAINING else outcome.guarantee
+    guarantee = lower_guarantee(outcome.guarantee)
     return dataclasses.replace(
         outcome,
         trained=dataclasses.replace(outcome.trained, split=after_request),
@@ -63,3 +62,16 @@ def forget_with_stand_in(
         bound={} if guarantee != outcome.guarantee else outcome.bound,
         stand_in=stand_in.to_json(),
     )
+
+
+def lower_guarantee(guarantee: str) -> str:
+    """Return what is left of a guarantee if a method reads a stand-in in place of D_r.
+
+    Args:
+        guarantee: of the method on the model (`Method.find_guarantee`).
+
+    >>> from expunge.methods.stand_in import lower_guarantee
+    >>> lower_guarantee("exact"), lower_guarantee("behavioural")
+    ('empirical', 'behavioural')
+    """
+    return list(GUARANTEES)[-1] if guarantee in _ABOUT_RETRAINING else guarantee

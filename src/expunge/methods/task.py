@@ -49,7 +49,8 @@ class Task:
         old_records: the records with the values before the request; those of the context, unless it is a correction.
         name: the method's registered name.
         options: its hyper-parameters.
-        guarantee: the guarantee of the outcome; a method may set a weaker one.
+        guarantee: the guarantee of the outcome (`Method.find_guarantee`); a method may set a weaker one, if it is known
+            only when it runs.
         split: the split after the request.
         mask: the mask of the result; it is applied at the end.
         state: the state of the result: that of the original without `DROPPED_STATE`.
@@ -342,12 +343,12 @@ def _share_memory(a: nn.Module, b: nn.Module) -> bool:
     return bool(pointers[0] & pointers[1])
 
 
-def check_guarantee(claimed: str, registered: str, where: str) -> None:
+def check_guarantee(claimed: str, allowed: str, where: str) -> None:
     """Raise MethodError if an outcome claims a guarantee that is unknown or stronger than the method's."""
     order = list(GUARANTEES)
-    if claimed not in order or order.index(claimed) < order.index(registered):
+    if claimed not in order or order.index(claimed) < order.index(allowed):
         raise MethodError(
-            f"the outcome claims the guarantee {claimed!r}, but the method is registered as {registered!r}",
+            f"the outcome claims the guarantee {claimed!r}, but the method has at most {allowed!r}",
             where=where,
             hint=f"from strong to weak: {', '.join(order)}",
         )

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from expunge.core.errors import DataError, unknown_name_hint
-from expunge.core.outcome import Extent, MaskChange, describe_guarantee
+from expunge.core.outcome import Extent, MaskChange, describe_guarantee, list_changed
 from expunge.core.show import repr_fields
 from expunge.data.quality import Copies
 
@@ -127,6 +127,7 @@ class InfluenceState:
         carried: kinds of state that are unchanged since training on D_f.
         meaning: description of each kind.
         extents: how much of a kind changed (`expunge.core.outcome.Extent`); empty if the tensors were not compared.
+        recomputed: kinds of state in `rewrote` that the method computed from D_r alone; None: it is not known.
         masks: tensors in which the mask is not that of the original; empty if it is, or if they were not compared.
     """
 
@@ -136,6 +137,7 @@ class InfluenceState:
     meaning: Mapping[str, str] = dataclasses.field(default_factory=dict)
     extents: Mapping[str, Extent] = dataclasses.field(default_factory=dict)
     masks: tuple[MaskChange, ...] = ()
+    recomputed: tuple[str, ...] | None = None
 
     __repr__ = repr_fields
 
@@ -145,7 +147,14 @@ class InfluenceState:
         lists = {key: tuple(body.get(key, ())) for key in ("rewrote", "dropped", "carried")}
         extents = {name: Extent.from_json(extent) for name, extent in body.get("extent", {}).items()}
         masks = tuple(map(MaskChange.from_json, body.get("mask", ())))
-        return cls(**lists, meaning=dict(body.get("meaning", {})), extents=extents, masks=masks)
+        recomputed = tuple(body["recomputed"]) if "recomputed" in body else None
+        meaning = dict(body.get("meaning", {}))
+        return cls(**lists, meaning=meaning, extents=extents, masks=masks, recomputed=recomputed)
+
+    @property
+    def changed(self) -> tuple[str, ...]:
+        """State that changed as a whole, from what training on D_f had left; empty if it is not known."""
+        return () if self.recomputed is None else list_changed(self.rewrote, self.recomputed, self.partly)
 
     @property
     def partly(self) -> dict[str, str]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from expunge.core.errors import printable
 from expunge.core.files import PathLike, write_text
+from expunge.core.reading.file_names import check_format
 
 from .content import ReportContent
 from .figures import draw_masks
@@ -29,7 +30,7 @@ def write_report(path: PathLike, content: ReportContent) -> None:
         content: content of the report.
 
     Raises:
-        FileError: the disk is full or the directory cannot be written.
+        FileError: the path is a directory or ends like another format, or cannot be written.
 
     Examples:
         >>> from pathlib import Path
@@ -43,7 +44,7 @@ def write_report(path: PathLike, content: ReportContent) -> None:
         >>> "+1.00" in Path("report.html").read_text(encoding="utf-8")  # the gap of FT to Retrain
         True
     """
-    write_text(path, render_report(content))
+    write_text(check_format(path, "HTML"), render_report(content))
 
 
 def render_report(content: ReportContent) -> str:

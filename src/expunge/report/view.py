@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from expunge.core.outcome import GUARANTEES, MaskChange, sum_mask_changes
+from expunge.core.outcome import FROM_FORGET, GUARANTEES, MaskChange, sum_mask_changes
 from expunge.core.show import repr_fields, shorten_names
 from expunge.evaluation.facts import DIRECTIONS
 
@@ -346,6 +346,8 @@ def _build_state_table(comparison: Comparison) -> dict[str, Any] | None:
                 note = shorten_names(extent.names) if label and extent is not None and extent.names else ""
                 if extent is not None and extent.follows_forget:
                     css, note = "dependent", "; ".join(filter(None, (note, extent.describe_source())))
+                if name in state.changed:
+                    note = "; ".join(filter(None, (note, FROM_FORGET)))
                 cells.append({"text": text, "css": css, "note": note})
         rows.append({"name": name.replace("_", " "), "meaning": meaning, "cells": cells})
     return {"models": [model.label for model in models], "rows": rows}

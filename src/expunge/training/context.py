@@ -6,6 +6,7 @@ import dataclasses
 from pathlib import Path
 
 from expunge.core.errors import name_fields
+from expunge.core.reading.file_names import add_to_name, check_file_name
 from expunge.core.seeds import RecordedOrder, check_seed
 from expunge.core.show import repr_fields
 from expunge.core.split import Split
@@ -38,10 +39,12 @@ class Context:
     progress: Progress | None = None
     order: RecordedOrder | None = None
 
+    __repr__ = repr_fields
+
     def __post_init__(self) -> None:
         object.__setattr__(self, "seed", check_seed(self.seed))
-
-    __repr__ = repr_fields
+        if self.checkpoint is not None:
+            check_file_name(self.checkpoint)
 
     def for_split(self, split: Split) -> Context:
         """The context with the records as a model of the split has seen them: with the corrections of the split."""
@@ -55,6 +58,5 @@ class Context:
             name: of the part, part of a file name.
             seed: its seed; None: that of the run.
         """
-        path = None if self.checkpoint is None else Path(self.checkpoint)
-        path = None if path is None else path.with_name(f"{path.name}.{name}")
+        path = None if self.checkpoint is None else add_to_name(self.checkpoint, f".{name}")
         return dataclasses.replace(self, seed=self.seed if seed is None else seed, checkpoint=path)

@@ -24,6 +24,7 @@ from .checks.copies import inspect_copies
 from .checks.left_out import inspect_drawn_split, inspect_left_out
 from .checks.result import Check
 from .checks.runtime import inspect_runtime
+from .costs.guarantee import announce_guarantee
 from .costs.run import RunParts, estimate_run
 from .costs.stages import forecast_run, probe_plan
 from .costs.table import MethodCost
@@ -32,6 +33,7 @@ from .inputs import (
     check_method,
     check_prunable,
     describe_cost,
+    expect_original,
     get_network,
     list_source_cautions,
     read_declared_stand_in,
@@ -347,10 +349,16 @@ class _Inspector:
         if self.config.method is None:
             return
         method = self.method = make_checked_method(self.config)
-        self.add("ok", "method", f"{method.name}, guarantee {method.guarantee}")
         sparsity_is_right = pruning is not None or self.config.sparsity is None
         if model is not None and records is not None and split is not None and sparsity_is_right:
             check_method(self.config, method, pruning, model, records, split, request)
+            original = expect_original(self.config, pruning, model, records, split)
+            absent = self.config.forget is not None and self.config.forget.stand_in is not None
+            guarantee = announce_guarantee(method, original, stand_in=absent)
+            self.add("ok", "method", f"{method.name}, guarantee {guarantee}")
+            idle = method.find_idle_reason(original)
+            if idle:
+                self.add("warning", "method", f"{method.name} changes nothing: {idle}")
             cost = describe_cost(self.config, method, pruning, model, records, split)
             if cost is not None:
                 self.add("ok", "method", *cost)

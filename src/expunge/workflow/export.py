@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from expunge.core.errors import ConfigError, FileError, ModelError, unknown_name_hint
 from expunge.core.files import PathLike, read_tensors
+from expunge.core.reading.file_names import check_file_name, check_format
 from expunge.core.trust import Trust
 
 from .output import check_writable
@@ -131,8 +132,8 @@ def export_model(
 def _check_path(path: Path, model: Path, *, is_folder: bool) -> None:
     """Raise FileError unless the output is a new file, or an earlier export, outside of every model's directory."""
     parents = path.resolve().parents
-    if path.is_dir() and not is_folder:
-        raise FileError("is a directory; the output is a file", where=path)
+    if not is_folder:
+        check_file_name(path)
     if model.resolve() in parents or any((parent / "trained.json").exists() for parent in parents):
         raise FileError("is in the directory of a model", where=path, hint="choose a file in another directory")
     if path.exists() and not is_folder:
@@ -145,6 +146,8 @@ def _check_path(path: Path, model: Path, *, is_folder: bool) -> None:
             kind = None
         if kind not in (formats.KIND, small_model.KIND):
             raise FileError("exists, and this command did not write it", where=path, hint="choose another file name")
+    if not is_folder:
+        check_format(path, "safetensors")
     check_writable(path)
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from expunge.core.errors import ConfigError
 from expunge.core.files import PathLike, read_run_file, write_json
 from expunge.core.hashing import hash_json
-from expunge.core.outcome import Cost, Extent, describe_guarantee, describe_stand_in
+from expunge.core.outcome import FROM_FORGET, Cost, Extent, describe_guarantee, describe_stand_in, list_changed
 from expunge.core.show import Summary, plural, repr_html, repr_text, shorten_names
 from expunge.core.split import PLANTINGS
 from expunge.core.trust import trusting
@@ -24,7 +24,15 @@ from expunge.experiments.config.run_config import MethodConfig, RunConfig, canon
 from expunge.experiments.scheduler.graph import acts_during_training
 
 from .inputs import check_inputs
-from .output import RunPaths, check_output, list_input_files, write_results_directory
+from .output import (
+    RunPaths,
+    check_earlier,
+    check_output,
+    check_replaced,
+    find_earlier,
+    list_input_files,
+    write_results_directory,
+)
 from .run_stages import get_entry, is_finished, open_state, run_stages
 
 if TYPE_CHECKING:
@@ -45,12 +53,14 @@ class ForgetResult:
         outcome: the body of outcome.json.
         scores: the body of scores.json.
         reference: the scores of the retrained model; empty if the records of D_r are absent.
+        replaced: method, request and date of an earlier result that was replaced; empty: there was none, or the same.
     """
 
     paths: RunPaths
     outcome: Mapping[str, Any]
     scores: Mapping[str, Any]
     reference: Mapping[str, Any]
+    replaced: str = ""
 
     @property
     def carried(self) -> tuple[str, ...]:
@@ -100,10 +110,15 @@ class ForgetResult:
             f"{name} ({shorten_names(extents[name].names)})" if name in extents and extents[name].names else name
             for name in self.carried
         )
+        state = self.outcome["state"]
+        names = [name for name, extent in extents.items() if extent.status == "partly rewritten"]
+        changed = list_changed(state["rewrote"], state.get("recomputed", ()), names)
         if not unchanged:
-            unchanged = "no kind as a whole" if partly else "nothing (all state was rewritten)"
+            unchanged = "no kind as a whole" if partly or changed else "nothing (all state was made without D_f)"
         if partly:
             unchanged += f"\npartly unchanged since training on D_f: {'; '.join(partly)}"
+        if changed:
+            unchanged += f"\n{FROM_FORGET}: {', '.join(changed)}"
         for name, extent in extents.items():
             if extent.follows_forget:
                 unchanged += f"\n{name} {extent.describe_source()}"
@@ -116,11 +131,13 @@ class ForgetResult:
             f"{Scores.from_json(self.scores).text()}{skipped}\n\ncost: {cost}\n"
             f"unchanged since training on D_f: {unchanged}\n"
             f"guarantee: {guarantee}\n"
+            f"{f'an earlier result was replaced: {self.replaced}{chr(10)}' if self.replaced else ''}"
             f"unlearned model: {self.paths.directory}\nreport: {self.paths.directory / 'report.html'}"
         )
 
     def to_json(self) -> dict[str, Any]:
-        return {**self.paths.to_json(), "scores": self.scores, "reference": self.reference, "outcome": self.outcome}
+        body = {**self.paths.to_json(), "scores": self.scores, "reference": self.reference, "outcome": self.outcome}
+        return {**body, "replaced": self.replaced}
 
 
 def make_original_model(
@@ -211,6 +228,7 @@ def forget(
     *,
     store: PathLike = DEFAULT_STORE,
     reporter: Reporter | None = None,
+    overwrite: bool = False,
 ) -> ForgetResult:
     """Run a configuration: make an unlearned model, score it next to a retrained reference, and write a report.
 
@@ -219,11 +237,13 @@ def forget(
 
     Args:
         config: a configuration with the sections `forget` and `method`.
-        output: the directory for the results; it is replaced as a whole, or not changed.
+        output: the directory for the results; an earlier result of the same method and request is replaced as a whole.
         store: directory of finished stages.
         reporter: receives the progress.
+        overwrite: also replace the result of another method or request.
 
     Raises:
+        FileError: the directory has the result of another method or request, or files that expunge did not write.
         ConfigError, RequestError, other ExpungeErrors: the configuration is wrong or a stage failed.
         Interrupted: Ctrl-C; completed stages are cached.
 
@@ -252,6 +272,9 @@ def forget(
             )
     assert config.method is not None
     configuration = config.model_dump(mode="json")
+    earlier = find_earlier(output)
+    if earlier is not None and not overwrite:
+        check_earlier(earlier, config)
     state = _open_checked_state(make_plan(config), config, output, store, originals=True)
     run_stages(state, reporter)
     chain, reference = state.graph.cells[-1], state.graph.cells[0]
@@ -270,6 +293,8 @@ def forget(
         write_report(directory / "report.html", content)
 
     stages = [get_entry(state, chain[stage]).path for stage in ("forget", "score")]
+    outcome = read_run_file(stages[0] / "outcome.json", "expunge.outcome", 2)
+    replaced = "" if earlier is None else check_replaced(earlier, outcome, overwrite=overwrite)
     paths = write_results_directory(stages, output, add_report)
     return ForgetResult(
         paths,
@@ -278,6 +303,7 @@ def forget(
         {}
         if config.split.retain is not None
         else read_run_file(get_entry(state, reference["score"]).path / "scores.json", "expunge.scores", 2),
+        replaced,
     )
 
 

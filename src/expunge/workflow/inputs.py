@@ -7,6 +7,7 @@ that a misspelt record id is reported at once.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -271,6 +272,8 @@ def expect_original(
 
     mask: Mask | None = None
     state: dict[str, Any] = {}
+    if isinstance(model, Trained) and pruning is None:
+        return dataclasses.replace(model, split=split)
     if pruning is not None:
         scope = get_granularity(pruning.granularity).record_scope(pruning.scope)
         details = {"sparsity": pruning.sparsity, "options": pruning.options, "epochs": pruning.epochs}

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import datetime
 import os
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from expunge.core.errors import FileError
-from expunge.core.files import PathLike, staged_directory
+from expunge.core.errors import ExpungeError, FileError
+from expunge.core.files import PathLike, read_run_file, staged_directory
+from expunge.core.reading.file_names import check_directory_name
 from expunge.core.show import repr_fields
+from expunge.core.split import PLANTINGS
+from expunge.core.trust import trusting
 
 if TYPE_CHECKING:
     from expunge.experiments.config.run_config import RunConfig
@@ -27,6 +32,8 @@ FILES = (
     "split.json",
     "trained.json",
 )
+#: Sections that determine a request, if the files that they name are the same.
+_OF_REQUEST = ("data", "split", "forget", "seed")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +64,7 @@ def check_output(output: PathLike, inputs: Iterable[str] = ()) -> None:
     Raises:
         FileError: a file of the user would be lost, or the directory cannot be created.
     """
-    path = Path(output)
+    path = check_directory_name(output)
     check_name(path)
     for name in inputs:
         if path.resolve() in Path(name).resolve().parents:
@@ -163,3 +170,116 @@ def _copy_files(directory: Path, to: Path) -> None:
             target.mkdir(exist_ok=True)
         elif path.name != "entry.json":
             shutil.copyfile(path, target)
+
+
+@dataclasses.dataclass(frozen=True)
+class EarlierResult:
+    """What an output directory has from an earlier `forget`.
+
+    Attributes:
+        directory: the directory.
+        method: the registered name.
+        request: the hash of the request; empty: not recorded.
+        weights: the hash of the weights.
+        date: when it was written, by its file.
+        configuration: of that run; empty: not recorded.
+    """
+
+    directory: Path
+    method: str
+    request: str
+    weights: str
+    date: str
+    configuration: Mapping[str, Any]
+
+    __repr__ = repr_fields
+
+    def describe(self) -> str:
+        """Method, beginning of the hash of the request, and date."""
+        return f"{self.method}, request {self.request[:12] or 'not recorded'}, {self.date}"
+
+    def refuse(self, what: str) -> None:
+        """Raise FileError: the directory has the result of another method or request.
+
+        Args:
+            what: `method` or `request`.
+        """
+        raise FileError(
+            f"has the result of another {what} ({self.describe()})",
+            where=self.directory,
+            hint="choose another directory (--output), or replace that result (--overwrite); finished stages are kept",
+        )
+
+
+def find_earlier(output: PathLike) -> EarlierResult | None:
+    """Read what an output directory has from an earlier `forget`; None: nothing that can be read.
+
+    Args:
+        output: the directory.
+
+    >>> from expunge.workflow.output import find_earlier
+    >>> find_earlier("nowhere") is None
+    True
+    """
+    path = Path(output) / "outcome.json"
+    with contextlib.suppress(ExpungeError, OSError):
+        body = read_run_file(path, "expunge.outcome", 2)
+        written = datetime.datetime.fromtimestamp(path.stat().st_mtime, datetime.UTC).date().isoformat()
+        return EarlierResult(
+            Path(output),
+            str(body["method"]["name"]),
+            str(body["request"].get("hash", "")),
+            str(body.get("hashes", {}).get("weights", "")),
+            written,
+            body.get("configuration") or {},
+        )
+    return None
+
+
+def check_earlier(earlier: EarlierResult, config: RunConfig) -> None:
+    """Raise FileError if an earlier result is of another method or request, as far as this is known before the run.
+
+    Args:
+        earlier: see `find_earlier`.
+        config: has the sections `forget` and `method`.
+    """
+    assert config.method is not None
+    assert config.forget is not None
+    named = str((earlier.configuration.get("method") or {}).get("name", earlier.method))
+    if ":" not in named + config.method.name and named.casefold() != config.method.name.casefold():
+        earlier.refuse("method")
+    sections = config.model_dump(mode="json")
+    if all(earlier.configuration.get(name) == sections[name] for name in _OF_REQUEST):
+        return
+    from expunge.data.selection import RANKED
+
+    from .inputs import read_records, read_request, read_split
+
+    if config.forget.by in (*RANKED, *PLANTINGS) or config.forget.ranked is not None:  # known after training
+        return
+    found = ""
+    with contextlib.suppress(ExpungeError), trusting(config.trust):  # the checks of the run report it
+        records = read_records(config)
+        found = read_request(config, records, read_split(config, records)).hash
+    if found and earlier.request and found != earlier.request:
+        earlier.refuse("request")
+
+
+def check_replaced(earlier: EarlierResult, outcome: Mapping[str, Any], *, overwrite: bool) -> str:
+    """Return what is said of a result that is replaced; empty if the new one is the same.
+
+    Args:
+        earlier: see `find_earlier`.
+        outcome: the body of the new outcome.json.
+        overwrite: whether it may be that of another method or request.
+
+    Raises:
+        FileError: it is that of another method or request, and may not be replaced.
+    """
+    other_method = outcome["method"]["name"] != earlier.method
+    other_request = bool(earlier.request) and outcome["request"].get("hash") != earlier.request
+    if (other_method or other_request) and not overwrite:
+        earlier.refuse("method" if other_method else "request")
+    if not (other_method or other_request) and outcome.get("hashes", {}).get("weights") == earlier.weights:
+        return ""
+    return earlier.describe()

@@ -219,8 +219,12 @@ def test_what_torch_has_and_a_recipe_has_not() -> None:
     used = lr_scheduler.CosineAnnealingLR(sgd, 4)
     sgd.step()
     used.step()
-    with pytest.raises(ConfigError, match="has been stepped"):
+    with pytest.raises(ConfigError, match="has been stepped") as caught:
         from_torch(sgd, used, **sizes)
+    assert "new optimiser" in str(caught.value.hint)  # what the hint says works, on other parameters
+    assert "new scheduler" in str(caught.value.hint)
+    fresh = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], 0.1)
+    assert from_torch(fresh, lr_scheduler.CosineAnnealingLR(fresh, 4), **sizes).lr_schedule == "cosine"
     with pytest.raises(ConfigError, match="no field 'clip'"):
         from_torch(torch.optim.SGD([weight], 0.1), clip=1.0, **sizes)
 

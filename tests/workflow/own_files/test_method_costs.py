@@ -23,6 +23,7 @@ from expunge.models import architecture, save_trained
 from expunge.training import Runtime, get_recipe, train
 from expunge.workflow import MethodCost, Probe, check_run, forget, measure_speed, render_costs
 from expunge.workflow.costs.table import estimate_methods, format_seconds
+from expunge.workflow.forget import make_original_model
 
 RUN = """
 data: {source: digits}
@@ -52,6 +53,23 @@ def test_the_passes_are_those_that_the_run_counts(tmp_path: Path) -> None:
     assert body["probe"] is None
     assert "these cannot run here:" in found.text()
     assert found.text().endswith("this would run")
+
+
+@pytest.mark.parametrize("pruned", ["", "configured", "imported"])
+def test_the_announced_guarantee_is_that_of_the_outcome(pruned: str, tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text(RUN)
+    changes = ["method={name: Retrain}", "sparsity={sparsity: 0.5, layers: [linear]}" if pruned else "seed=0"]
+    config = load_config(tmp_path / "run.yaml", changes)
+    if pruned == "imported":
+        saved = make_original_model(config, tmp_path / "original", pruned=True, store=tmp_path / "store").directory
+        imported = [f"model.weights={saved}/model.safetensors", f"model.mask={saved}/mask.safetensors"]
+        config = load_config(tmp_path / "run.yaml", ["method={name: Retrain}", *imported])
+    outcome = forget(config, tmp_path / "out", store=tmp_path / "store").outcome
+    guarantee = outcome["method"]["guarantee"]
+    assert guarantee == ("empirical" if pruned else "exact")
+    found = check_run(config, costs=True, probe=False)
+    assert {row.name: row.guarantee for row in found.methods}["Retrain"] == guarantee
+    assert f"Retrain, guarantee {guarantee}" in [finding.message for finding in found.findings]
 
 
 def test_without_costs_nothing_is_estimated(tmp_path: Path) -> None:
@@ -144,7 +162,7 @@ def test_reads_in_words() -> None:
 def test_records_that_only_go_forward_take_time_too() -> None:
     sizes = Sizes(100, 5, 30, 10)
     method: Any = SimpleNamespace(
-        guarantee="empirical", describe_cost=lambda trained: None,
+        guarantee="empirical", describe_cost=lambda trained: None, find_guarantee=lambda trained: "empirical",
         estimate_reads=lambda trained, sizes: Reads(retain=sizes.retain, other_forward=sizes.validation),
     )  # fmt: skip
     probe: Any = SimpleNamespace(estimate=lambda trained, forward: trained + forward / 1000)

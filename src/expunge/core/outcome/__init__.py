@@ -1,7 +1,8 @@
 """The result of an unlearning method. Importing this package does not import torch."""
 
-from .extent import Extent, MaskChange, format_percent, sum_mask_changes
+from .extent import Extent, MaskChange, describe_nothing_changed, format_percent, list_changed, sum_mask_changes
 from .outcome import (
+    FROM_FORGET,
     GUARANTEES,
     Cost,
     Outcome,
@@ -13,6 +14,7 @@ from .outcome import (
 )
 
 __all__ = [
+    "FROM_FORGET",
     "GUARANTEES",
     "Cost",
     "Extent",
@@ -20,9 +22,11 @@ __all__ = [
     "Outcome",
     "describe_bound",
     "describe_guarantee",
+    "describe_nothing_changed",
     "describe_stand_in",
     "format_percent",
     "group_changes",
+    "list_changed",
     "sum_mask_changes",
     "versions",
 ]

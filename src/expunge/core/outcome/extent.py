@@ -173,3 +173,33 @@ def sum_mask_changes(changes: Iterable[MaskChange], name: str = "total") -> Mask
     """
     rows = [dataclasses.astuple(change)[1:] for change in changes]
     return MaskChange(name, *(sum(column) for column in zip(*rows, strict=True)))
+
+
+def describe_nothing_changed(method: str, tensors: int) -> str:
+    """What is said of a method that changed nothing.
+
+    Args:
+        method: its name.
+        tensors: the number of tensors that were compared.
+
+    Example:
+        >>> describe_nothing_changed("FT", 6)
+        'FT changed nothing: all 6 tensors of the model are those of the original'
+    """
+    return f"{method} changed nothing: all {tensors} tensors of the model are those of the original"
+
+
+def list_changed(rewrote: Iterable[str], recomputed: Iterable[str], partly: Iterable[str]) -> tuple[str, ...]:
+    """List the state that a method changed as a whole, from what training on D_f had left: it was not made without D_f.
+
+    Args:
+        rewrote: state that changed, or was computed from D_r alone.
+        recomputed: the latter.
+        partly: state of which some is unchanged.
+
+    Example:
+        >>> list_changed(["weights", "mask"], ["mask"], [])
+        ('weights',)
+    """
+    left_out = {*recomputed, *partly}
+    return tuple(name for name in rewrote if name not in left_out)

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 from expunge.core.request import ForgetRequest
 from expunge.core.show import Summary, plural, repr_html, repr_text, shorten_mapping, shorten_names
 
-from .extent import Extent, MaskChange, is_almost_all, sum_mask_changes
+from .extent import Extent, MaskChange, describe_nothing_changed, is_almost_all, list_changed, sum_mask_changes
 
 if TYPE_CHECKING:
+    from expunge.core.mask import Mask
     from expunge.core.trained import TensorChange, Trained
 
 GUARANTEES: dict[str, str] = {
@@ -26,6 +27,8 @@ GUARANTEES: dict[str, str] = {
 }
 
 
+#: What is said of state that changed, and was not made without D_f.
+FROM_FORGET = "changed from what was trained on D_f"
 #: State that forward passes in training move.
 _RUNNING = ("batch_norm", "buffers")
 #: Of a bound: its two numbers, the noise, and what was computed on the way.
@@ -167,7 +170,33 @@ class Outcome:
                 tuple(change.name for change in changes) if kind == "buffers" else (),
                 self.followed["forget"] / followed if followed and changed and kind in _RUNNING else None,
             )  # fmt: skip
+        if "mask" in self.rewrote and self.trained.mask is not None and self.mask_changes:
+            found["mask"] = self._measure_mask(self.trained.mask)
         return found
+
+    def _measure_mask(self, mask: Mask) -> Extent:
+        """How much of the mask changed: of the weights that it keeps, before or after, those that it did not keep."""
+        counts = {name: (0, int(kept.sum())) for name, kept in mask.kept.items()}
+        counts |= {c.name: (c.newly_kept + c.newly_pruned, c.before + c.newly_kept) for c in self.mask_changes}
+        changed, entries = (sum(column) for column in zip(*counts.values(), strict=True))
+        whole = "mask" in self.recomputed or is_almost_all(counts.values())
+        same = tuple(name for name, (part, _) in counts.items() if not part)
+        status = "rewritten" if whole else "partly rewritten"
+        return Extent(status, len(counts), len(counts) - len(same), entries, changed, same)
+
+    @property
+    def changed(self) -> tuple[str, ...]:
+        """State that changed as a whole, from what training on D_f had left: it was not made without D_f."""
+        return list_changed(self.rewrote, self.recomputed, self.partly_rewritten)
+
+    @property
+    def changed_nothing(self) -> bool:
+        """Whether the model is the original: its tensors were compared, and none changed."""
+        return bool(self.changes) and not self.rewrote and all(c.status == "unchanged" for c in self.changes)
+
+    def describe_warning(self) -> str:
+        """That the method changed nothing, if so; else empty."""
+        return describe_nothing_changed(self.method, len(self.changes)) if self.changed_nothing else ""
 
     @property
     def partly_rewritten(self) -> tuple[str, ...]:
@@ -184,6 +213,7 @@ class Outcome:
 
     def _summarise(self) -> Summary:
         facts = {
+            **({"warning": self.describe_warning} if self.changed_nothing else {}),
             "guarantee": lambda: describe_guarantee(self.guarantee, self.relative_to),
             **({"bound": lambda: describe_bound(self.bound)} if self.bound else {}),
             **({"stand-in for D_r": lambda: describe_stand_in(self.stand_in)} if self.stand_in else {}),
@@ -196,6 +226,7 @@ class Outcome:
             ),
             "partly": lambda: "; ".join(f"{k}: {self.extents[k].describe()}" for k in self.partly_rewritten) or "none",
             **({"mask": lambda: sum_mask_changes(self.mask_changes).describe()} if self.mask_changes else {}),
+            **({"changed": lambda: f"{shorten_names(self.changed)}: {FROM_FORGET}"} if self.changed else {}),
             "dropped": lambda: shorten_names(self.dropped),
             "carried": lambda: shorten_names(self.carried),
             "model": lambda: self.trained._describe(),

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from expunge.core.errors import RequestError
+from expunge.core.outcome import describe_nothing_changed
 from expunge.core.show import plural, shorten_names
 from expunge.evaluation.score import Score, Scores, ScoreWarning
 
@@ -244,10 +245,8 @@ def check_unchanged(outcome: Mapping[str, Any]) -> list[ScoreWarning]:
     if not changes or state.get("rewrote") or any(change["status"] != "unchanged" for change in changes):
         return []
     name = outcome.get("method", {}).get("name", "the method")
-    message = (
-        f"{name} changed nothing: all {len(changes)} tensors of the model are those of the original, so these are the "
-        "scores of the original, and nothing was forgotten"
-    )
+    found = describe_nothing_changed(name, len(changes))
+    message = f"{found}, so these are the scores of the original, and nothing was forgotten"
     return [ScoreWarning("nothing-changed", message, {"tensors": len(changes)})]
 
 

@@ -220,7 +220,7 @@ def _check_group(cells: Sequence[Cell]) -> CellGroup:
         check_sections(first.config, drop_unused=True)
         if first.config.method is not None:
             made = make_checked_method(first.config, drop_unused=True)
-            method = f"{made.name}, guarantee {made.guarantee}"
+            method = f"{made.name}, guarantee {_announce_guarantee(first.config, made)}"
             dropped = split_options(first.config.method.model_dump(mode="json"))[1]
     except ExpungeError as found:
         error = found
@@ -230,6 +230,28 @@ def _check_group(cells: Sequence[Cell]) -> CellGroup:
             raise
         error = ConfigError(f"custom code raised {type(found).__name__}: {found}", where=place)
     return CellGroup(labels, len(cells), method, dropped, error)
+
+
+def _announce_guarantee(config: RunConfig, method: Method) -> str:
+    """The guarantee of the outcomes of a cell, as far as it is known before data and weights are read."""
+    from torch import nn
+
+    from expunge.core.mask import Mask, MaskProvenance
+    from expunge.core.split import Split, as_ids
+    from expunge.core.trained import Provenance, Trained
+    from expunge.methods.stand_in import lower_guarantee
+
+    def find(pruned: bool) -> str:
+        nobody = as_ids(())
+        split = Split(nobody, nobody, nobody, nobody, nobody)
+        mask = Mask({}, MaskProvenance("")) if pruned else None
+        guarantee = method.find_guarantee(Trained(nn.Identity(), mask, split, Provenance({})))
+        return lower_guarantee(guarantee) if config.forget is not None and config.forget.stand_in else guarantee
+
+    if config.sparsity is not None or config.model.mask is not None or config.model.weights is None:
+        return find(config.sparsity is not None or config.model.mask is not None)
+    dense, sparse = find(False), find(True)
+    return dense if dense == sparse else f"{dense}, or {sparse} if the model is pruned"
 
 
 def check_plan(plan: Plan) -> list[str]:

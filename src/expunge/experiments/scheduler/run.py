@@ -18,6 +18,7 @@ from typing import Any
 
 from expunge.core.errors import ConfigError, Interrupted
 from expunge.core.files import PathLike
+from expunge.core.reading.file_names import check_format
 from expunge.core.show import Summary, plural, repr_text, shorten_names
 from expunge.experiments.config.plan import Plan
 from expunge.experiments.config.registry_checks import check_plan
@@ -136,6 +137,8 @@ def run_plan(
     0
     """
     check_platform()
+    if results is not None:
+        check_format(results, "JSON")
     reporter, stages = reporter or NullReporter(), dict(stages or {})
     engine = open_engine(scheduler, workers, reporter)
     path = Path(results) if results is not None else plan.results_path

@@ -17,6 +17,7 @@ from typing import Any
 from expunge.core.errors import ConfigError, ExpungeError
 from expunge.core.files import PathLike, write_json, write_text
 from expunge.core.hashing import hash_json
+from expunge.core.reading.file_names import check_format
 from expunge.core.registry import METHODS
 from expunge.core.show import Summary, plural, repr_fields, repr_text
 from expunge.core.trust import Trust, trusting
@@ -164,7 +165,7 @@ def tune_plan(
     plan = load_plan(path, overrides, trust=trust, fill=False)
     with trusting(plan.trust):
         searches = find_searches(plan, sampler, seed)
-    target = Path(output) if output is not None else _find_output(plan, searches)
+    target = check_format(output, "JSON") if output is not None else _find_output(plan, searches)
     found: dict[int, list[dict[str, Any]]] = {place: [] for place in range(len(searches))}
     computed = 0
     rounds = [[i] for i in range(trials)] if searches[0].sampler.adapts else [list(range(trials))]

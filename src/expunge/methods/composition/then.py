@@ -106,6 +106,11 @@ class Then(Method):
         found = (method.describe_cost(trained) for method in self.make_methods())
         return next((cost for cost in found if cost is not None), None)
 
+    def find_idle_reason(self, trained: Trained) -> str:
+        """See `Method.find_idle_reason`: those of all steps, if each has one."""
+        found = [(method.name, method.find_idle_reason(trained)) for method in self.make_methods()]
+        return "; ".join(f"{name}: {reason}" for name, reason in found) if all(reason for _, reason in found) else ""
+
     def for_dense_model(self) -> Method:
         """See `Method.for_dense_model`: that of every step."""
         return chain(*(method.for_dense_model() for method in self.make_methods()))

@@ -67,6 +67,7 @@ class Fanchuan(FineTuning):
     contrast_learning_rate: float = 3e-4
     temperature: float = 1.15
     one_process: ClassVar[str] = "each of its steps reads a second set of records"
+    idle_if_zero: ClassVar[tuple[str, ...]] = ("epochs",)
 
     def __post_init__(self) -> None:
         super().__post_init__()

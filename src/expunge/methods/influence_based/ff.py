@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -63,6 +63,7 @@ class FisherForgetting(WeightEdit):
     fisher: str = "exact"
     records: int = 0
     legacy: bool = False
+    idle_if_zero: ClassVar[tuple[str, ...]] = ("alpha",)
 
     def __post_init__(self) -> None:
         super().__post_init__()

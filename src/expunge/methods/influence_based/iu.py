@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from expunge.core.errors import MethodError, unknown_name_hint
 from expunge.core.hashing import plain_parameters
@@ -44,6 +44,8 @@ class InfluenceUnlearning(InfluenceOptions):
     With `legacy=True`, the inverse is that of the released code of [Jia2023], which is meant as WoodFisher, but keeps
     one vector: v minus a multiple of the gradient of the first retained record, from about 1,000 records.
     """
+
+    idle_if_zero: ClassVar[tuple[str, ...]] = ("alpha",)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -172,6 +172,10 @@ class MixedPrivacy(Method):
         """See `Method.reads_retained`."""
         return self.sums == "recomputed"
 
+    def find_guarantee(self, trained: Trained) -> str:
+        """See `Method.find_guarantee`: a difference of sums is that of retraining but for rounding."""
+        return "exact" if self.sums == "recomputed" else "empirical"
+
     def estimate_reads(self, trained: Trained, sizes: Sizes) -> Reads | None:
         """See `Method.estimate_reads`."""
         if self.sums == "recomputed":
@@ -195,7 +199,6 @@ class MixedPrivacy(Method):
                             self._read_sums(task, layer, task.forget_rows, task.old_records))  # fmt: skip
             if task.request.correction is not None:
                 sums = _combine(sums, 1.0, self._read_sums(task, layer, task.forget_rows, records))
-            task.guarantee = "empirical"
         if int(sums["count"]) == 0:
             raise RequestError("no user record would be retained", where="mixed-privacy")
         _solve(layer, first, sums, self.regularisation)

@@ -60,6 +60,7 @@ class PBU(FineTuning):
     augment: str = "none"
     optimiser: str = "adam"
     trains_on: ClassVar[str | None] = "forget"
+    idle_if_zero: ClassVar[tuple[str, ...]] = ("epochs", "learning_rate", "alpha")
     ascends: ClassVar[bool] = True
 
     def __post_init__(self) -> None:

@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Iterator, Mapping
+from typing import ClassVar
 
 import torch
 from torch import nn
@@ -71,6 +72,7 @@ class PGU(Method):
     epochs: int = 100
     batch_size: int = 128
     legacy: bool = False
+    idle_if_zero: ClassVar[tuple[str, ...]] = ("epochs",)
 
     def __post_init__(self) -> None:
         require_range(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Iterator
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -74,6 +75,7 @@ class NTK(Method):
     weight_decay: float | None = None
     batch_size: int = 256
     legacy: bool = False
+    idle_if_zero: ClassVar[tuple[str, ...]] = ("scale",)
 
     def __post_init__(self) -> None:
         require_range(

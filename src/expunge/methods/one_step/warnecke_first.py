@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import ClassVar
 
 from expunge.core.trained import Trained
 from expunge.methods.base import Method
@@ -46,6 +47,7 @@ class WarneckeFirst(Method):
     last_tensors: int = 0
     weight_decay: float | None = None
     batch_size: int = 256
+    idle_if_zero: ClassVar[tuple[str, ...]] = ("tau",)
 
     def __post_init__(self) -> None:
         require_range(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -72,6 +73,7 @@ class Replay(FineTuning):
     prefix: str = "recorded"
     re_estimate: int = 2048
     label_smoothing: float = 0.0
+    idle_if_zero: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
         super().__post_init__()

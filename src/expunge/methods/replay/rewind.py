@@ -175,6 +175,10 @@ class Rewind(Method):
         if self.gradient_bound:
             check_covered_network(model, records.input_shape, "Rewind.noise")
 
+    def find_guarantee(self, trained: Trained) -> str:
+        """See `Method.find_guarantee`: `conditional` if the constants of the bound are stated."""
+        return "conditional" if self.gradient_bound else "empirical"
+
     def forget(self, trained: Trained, request: ForgetRequest, context: Context) -> Outcome:
         """See `Method.forget`. An empty request adds no noise, so it has no bound."""
         outcome = super().forget(trained, request, context)
@@ -199,13 +203,11 @@ class Rewind(Method):
             MethodError: nothing would remain to train, or the stored checkpoint is of another run; or the bound does
                 not cover the run, or is not finite.
         """
-        task.guarantee = "empirical"
         trained, context, where = strip_patches(task.trained), task.context, "Rewind.prefix_epochs"
         point = find_start_point(task, trained, prefix=self.prefix, epochs=self.prefix_epochs, where=where)
         recipe = get_recipe(trained.provenance.recipe)
         if self.gradient_bound:
             task.bound = self._find_bound(task, point, recipe)
-            task.guarantee = "conditional"
         start, stop = point.epoch, recipe.epochs
         if self.rest:
             recipe, start, stop = squeeze_rest(recipe, point.epoch, self.rest), 0, self.rest

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import ClassVar
 
 import torch
 from torch import nn
@@ -46,6 +47,7 @@ class EUk(LastLayers):
     """
 
     legacy: bool = False
+    idle_if_zero: ClassVar[tuple[str, ...]] = ("epochs",)
 
     def check_state(self, trained: Trained) -> None:
         """See `Method.check_state`.

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import math
 from collections.abc import Iterator, Mapping
+from typing import ClassVar
 
 import torch
 from torch import nn
@@ -67,6 +68,7 @@ class Msg(FineTuning):
     fraction: float = 0.3
     slow: float = 0.1
     layers: tuple[str, ...] = ("conv",)
+    idle_if_zero: ClassVar[tuple[str, ...]] = ("epochs",)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -19,7 +19,7 @@ from expunge.data.records import Records
 from expunge.methods.base import Method
 from expunge.methods.composition.stopping import find_stop
 from expunge.methods.frozen import find_frozen
-from expunge.methods.initial_weights import build_initial_network
+from expunge.methods.initial_weights import RECORD_HINT, build_initial_network
 from expunge.methods.reads import Reads, Sizes
 from expunge.methods.registry import method_class, register_method
 from expunge.methods.start import check_buildable
@@ -140,9 +140,19 @@ class Unprune(UnpruneOptions):
         check_channels(trained.mask, trained.model, trained.provenance.architecture)
         rule.check_state(self, trained)
         if self.initial == "original":
-            build_initial_network(trained, self.initial_hash)
+            hint = f"use initial={' or '.join(self._list_other_initials(trained))}; or {RECORD_HINT}"
+            build_initial_network(trained, self.initial_hash, hint=hint)
         elif self.initial == "random" and rule.regrows:
             check_buildable(trained, self.name, "regrown weights would know D_f")
+
+    def _list_other_initials(self, trained: Trained) -> list[str]:
+        """The values of `initial` that need no initial weights, and that the rule takes for this model."""
+        try:
+            other = dataclasses.replace(self, initial="zero", initial_hash="")  # the rule checks its options
+            self._get_rule().check_state(other, trained)
+        except MethodError:
+            return ["random"]
+        return ["random", "zero"]
 
     @property
     def needs_validation(self) -> str | None:
@@ -169,6 +179,13 @@ class Unprune(UnpruneOptions):
     def describe_cost(self, trained: Trained) -> tuple[str, str] | None:
         """See `Method.describe_cost`."""
         return None if trained.mask is None else self._get_rule().describe_cost(self, trained)
+
+    def find_idle_reason(self, trained: Trained) -> str:
+        """See `Method.find_idle_reason`: that of the inner method, if the mask does not change."""
+        if trained.mask is not None and self._get_rule().changes_mask:
+            return ""
+        reason = self.inner_method().find_idle_reason(trained)
+        return f"{self.method}: {reason}" if reason else ""
 
     def for_dense_model(self) -> Method:
         """See `Method.for_dense_model`: only the inner method runs."""

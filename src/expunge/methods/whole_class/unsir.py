@@ -69,6 +69,7 @@ class Unsir(FineTuning):
     samples_per_class: int = 1000
     optimiser: str = "adam"
     ascends: ClassVar[bool] = True
+    idle_if_zero: ClassVar[tuple[str, ...]] = ("epochs",)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -74,7 +74,7 @@ def _import(module: str, package: str) -> Any:
         extra = 'pip install "expunge[timm]"' if package == "timm" else "pip install torchvision"
         raise ConfigError(
             f"{package} is not installed" if missing else f"{package} cannot be imported here ({str(error)[:160]})",
-            where=f"{package}:",
+            where=package,
             hint=extra if missing else f"install the build of {package} that belongs to this build of torch",
         ) from error
 

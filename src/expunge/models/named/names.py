@@ -46,11 +46,11 @@ def find_named(name: str) -> Callable[..., nn.Module]:
         >>> find_named("timm:")
         Traceback (most recent call last):
         ...
-        expunge.core.errors.ConfigError: timm:: a name follows the colon: a model of timm
+        expunge.core.errors.ConfigError: timm: a name follows the colon: a model of timm
     """
     prefix, _, rest = name.partition(":")
     if not rest.strip():
-        raise ConfigError(f"a name follows the colon: {PREFIXES[prefix]}", where=name)
+        raise ConfigError(f"a name follows the colon: {PREFIXES[prefix]}", where=prefix)
     return functools.partial(_call, _BUILD[prefix], rest)
 
 

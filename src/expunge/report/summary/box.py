@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from expunge.core.outcome import GUARANTEES
+from expunge.core.outcome import FROM_FORGET, GUARANTEES
 from expunge.report.content import Comparison, InfluenceState, ModelResult, ReportContent, Scenario
 from expunge.report.formatting import (
     describe_model,
@@ -117,15 +117,22 @@ def describe_untouched(state: InfluenceState | None) -> str:
         >>> extents = {"weights": Extent("partly rewritten", 4, 2, 200, 3)}
         >>> describe_untouched(InfluenceState(("weights",), carried=("mask",), extents=extents))
         'mask; partly: weights (2 of 4 tensors, 1.5 % of the entries changed)'
-        >>> describe_untouched(InfluenceState(("weights",)))
-        'nothing that was recorded'
+        >>> describe_untouched(InfluenceState(("weights",), recomputed=()))  # FT
+        'no state as a whole; weights: changed from what was trained on D_f'
+        >>> describe_untouched(InfluenceState(("weights",), recomputed=("weights",)))  # Retrain
+        'nothing: all recorded state was made without them'
     """
     if state is None:
         return "not recorded"
     whole = format_list(name.replace("_", " ") for name in state.carried)
     parts = format_list(f"{name.replace('_', ' ')} ({text})" for name, text in state.partly.items())
+    changed = format_list(name.replace("_", " ") for name in state.changed)
     found = [text for text in (whole, f"partly: {parts}" if parts else "") if text]
+    if changed:
+        found = [*(found or ["no state as a whole"]), f"{changed}: {FROM_FORGET}"]
     if found:
         return "; ".join(found)
-    recorded = (*state.rewrote, *state.dropped)
-    return "nothing that was recorded" if recorded else "not recorded"
+    if not (*state.rewrote, *state.dropped):
+        return "not recorded"
+    known = state.recomputed is not None
+    return "nothing: all recorded state was made without them" if known else "no state as a whole"

@@ -16,6 +16,7 @@ from expunge.core.errors import ExpungeError, FileError, MaskError, TrustError
 from expunge.core.files import PathLike, read_tensors, write_tensors
 from expunge.core.mask import Mask, MaskProvenance
 from expunge.core.probe import make_probe
+from expunge.core.reading.file_names import check_format
 from expunge.core.seeds import torch_generator
 from expunge.core.trained import Trained, plain_state
 from expunge.core.trust import Trust, trusting
@@ -68,7 +69,7 @@ def save_small_model(small: SmallModel, trained: Trained, path: PathLike) -> Non
         "hash": small.mask.hash(),
     }
     metadata = {"kind": KIND, "schema_version": VERSION, "architecture": blueprint.to_json(), "mask": mask}
-    write_tensors(path, tensors, metadata)
+    write_tensors(check_format(path, "safetensors"), tensors, metadata)
 
 
 def load_small_model(path: PathLike, *, trust: Sequence[str] | Trust = ()) -> nn.Module:

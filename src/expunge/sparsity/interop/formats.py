@@ -13,6 +13,7 @@ from expunge.core.errors import MaskError
 from expunge.core.files import PathLike, write_tensors
 from expunge.core.hashing import plain_name, plain_parameters
 from expunge.core.mask import Mask, MaskProvenance
+from expunge.core.reading.file_names import check_format
 from expunge.core.show import repr_fields
 from expunge.core.trained import clone_model, plain_state
 from expunge.sparsity.channels.groups import find_channels, find_kept_units
@@ -331,7 +332,7 @@ def export_dense(model: nn.Module, mask: Mask | None, path: PathLike, *, prefix:
 
 def write_weights(path: PathLike, state: Mapping[str, torch.Tensor]) -> None:
     """Write tensors as exported weights (docs/formats/weights.md)."""
-    write_tensors(path, state, {"kind": KIND, "schema_version": VERSION})
+    write_tensors(check_format(path, "safetensors"), state, {"kind": KIND, "schema_version": VERSION})
 
 
 def count_pruned_channels(model: nn.Module, mask: Mask, input_shape: Sequence[int]) -> int:

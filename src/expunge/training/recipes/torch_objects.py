@@ -22,6 +22,11 @@ _KINDS: dict[type[torch.optim.Optimizer], str] = {
 }  # fmt: skip
 _RELATIVE = 1e-9
 _MOST_MILESTONES = 1000
+#: A training that is over has only objects that were stepped; a recipe needs their arguments alone.
+_FRESH = (
+    "pass new ones, made with the same arguments: a new optimiser (on any parameters; if some have no weight decay, on "
+    "those of a model of the same names), and a new scheduler of it"
+)
 
 
 def from_torch(
@@ -43,7 +48,8 @@ def from_torch(
     Args:
         optimiser: `SGD`, `Adam` or `AdamW`. Its parameters may be in groups with and without weight decay; then `model`
             is needed for their names.
-        scheduler: a scheduler that has not been stepped; None: the rate is constant.
+        scheduler: a scheduler that has not been stepped; None: the rate is constant. After a training, make a new
+            optimiser and a new scheduler with the same arguments.
         epochs: of the loop.
         batch_size: records in a step.
         steps_per_epoch: optimiser steps in an epoch, if the scheduler is stepped after each; None: it is stepped after
@@ -126,7 +132,7 @@ def _simulate(optimiser: torch.optim.Optimizer, scheduler: Any, count: int) -> I
         yield from [rate] * count
         return
     if getattr(scheduler, "last_epoch", 0) not in (0, -1):
-        _refuse("scheduler", "it has been stepped", "read the recipe before the training")
+        _refuse("scheduler", "it has been stepped", _FRESH)
     # parameters and their state are shared with the copy, which changes neither
     shared = [p for group in optimiser.param_groups for p in group["params"]]
     memo: dict[int, Any] = {id(p): p for p in shared}

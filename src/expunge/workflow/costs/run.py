@@ -76,7 +76,7 @@ def estimate_run(
         )  # fmt: skip
 
     makers = [(name, functools.partial(_make, config, name)) for name in method_names()]
-    return estimate_methods(makers, check, trained, sizes, timed), timed
+    return estimate_methods(makers, check, trained, sizes, timed, stand_in=stand_in is not None), timed
 
 
 def _with_method(config: RunConfig, name: str) -> RunConfig:

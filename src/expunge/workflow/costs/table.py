@@ -10,6 +10,7 @@ from expunge.core.errors import ExpungeError
 from expunge.core.registry.custom_code import find_custom_code
 from expunge.core.show import repr_fields
 
+from .guarantee import announce_guarantee
 from .probe import Probe
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ class MethodCost:
 
     Attributes:
         name: of the method.
-        guarantee: what it promises.
+        guarantee: that of its outcome on this model; of a method that cannot run, the strongest that it can have.
         works: whether it can run, as far as this is known before it runs.
         reason: why not; empty if it works.
         hint: what to do about it, or empty.
@@ -55,6 +56,8 @@ def estimate_methods(
     trained: Trained | None,
     sizes: Sizes | None,
     probe: Probe | None = None,
+    *,
+    stand_in: bool = False,
 ) -> tuple[MethodCost, ...]:
     """Decide which methods work, and estimate what each costs.
 
@@ -64,6 +67,7 @@ def estimate_methods(
         trained: the original, or a stand-in for it before it is trained; None: no cost is estimated.
         sizes: the numbers of records; None: no cost is estimated.
         probe: timed batches of the model; None: no seconds.
+        stand_in: a stand-in is read in place of D_r, which lowers guarantees.
 
     >>> import expunge
     >>> from expunge.methods import check_usable, get_method
@@ -80,7 +84,7 @@ def estimate_methods(
     >>> [(row.name, row.works, row.reads or row.reason) for row in found]
     [('FT', True, '3 passes over D_r'), ('mixed-privacy', False, 'the model was not trained by this method')]
     """
-    return tuple(_estimate(name, make, check, trained, sizes, probe) for name, make in methods)
+    return tuple(_estimate(name, make, check, trained, sizes, probe, stand_in) for name, make in methods)
 
 
 def _estimate(
@@ -90,13 +94,16 @@ def _estimate(
     trained: Trained | None,
     sizes: Sizes | None,
     probe: Probe | None,
+    stand_in: bool,
 ) -> MethodCost:
     guarantee = ""
     try:
         method = make()
         guarantee = method.guarantee
         check(method)
-        return _cost(name, method, trained, sizes, probe)
+        if trained is not None:
+            guarantee = announce_guarantee(method, trained, stand_in=stand_in)
+        return _cost(name, guarantee, method, trained, sizes, probe)
     except ExpungeError as error:
         return MethodCost(name, guarantee, works=False, reason=error.what, hint=error.hint or "")
     except Exception as error:
@@ -107,8 +114,10 @@ def _estimate(
         return MethodCost(name, guarantee, works=False, reason=reason)
 
 
-def _cost(name: str, method: Method, trained: Trained | None, sizes: Sizes | None, probe: Probe | None) -> MethodCost:
-    found = MethodCost(name, method.guarantee, works=True)
+def _cost(
+    name: str, guarantee: str, method: Method, trained: Trained | None, sizes: Sizes | None, probe: Probe | None
+) -> MethodCost:
+    found = MethodCost(name, guarantee, works=True)
     if trained is None or sizes is None:
         return found
     recomputed = method.describe_cost(trained)
