@@ -23,6 +23,7 @@ from expunge.core.show import Summary, repr_fields, repr_html, repr_text, shorte
 from expunge.core.split import Split
 from expunge.core.trained import Trained
 from expunge.data.records import Records
+from expunge.data.retain_set.stand_in import StandIn
 from expunge.evaluation import Scores
 from expunge.methods import Method
 from expunge.models.live import is_live
@@ -34,7 +35,7 @@ from expunge.workflow.check import Check
 
 from .check import check_method
 from .network import Own, describe_live
-from .prepare import join_options, prepare, refuse_repeated
+from .prepare import join_options, prepare, read_stand_in, refuse_repeated
 from .requests import request_correction, request_rows
 from .rows import Rows
 from .scoring.measure import Scored, ScoreOptions, warn_of_reference
@@ -116,6 +117,7 @@ class ModelWithData:
         checkpoint: Path | None = None,
         progress: Progress | None = None,
         options: Mapping[str, Any] | None = None,
+        stand_in: Any = None,
         **further: Any,
     ) -> Unlearned:
         """Forget rows of the data; this model does not change.
@@ -128,13 +130,15 @@ class ModelWithData:
             checkpoint: file for resuming after an interruption.
             progress: callback for progress.
             options: of the method, by name; needed for those called as an argument here (`method` of Un-prune).
+            stand_in: records, or a data set, that stand in for a retain set that is gone (`adopt(..., gone=...)`).
             further: options as keywords.
 
         Raises:
             ExpungeError: the request is wrong, or the method cannot run on this model (`methods` lists which can).
         """
-        request = self.request(rows, hold=hold)
-        return self._run(request, method, join_options(options, further), self._context(seed, checkpoint, progress))
+        request, context = self.request(rows, hold=hold), self._context(seed, checkpoint, progress)
+        found = read_stand_in(stand_in, self.data, request, self.split)
+        return self._run(request, method, join_options(options, further), context, found)
 
     @refuse_repeated
     def correct(
@@ -178,12 +182,13 @@ class ModelWithData:
         return Context(self.data, self.runtime, seed, checkpoint, progress, self.order)
 
     def _run(
-        self, request: ForgetRequest, method: str | Method, options: Mapping[str, Any], context: Context
-    ) -> Unlearned:
-        ready = prepare(self.trained, method, options, self.data, request)
+        self, request: ForgetRequest, method: str | Method, options: Mapping[str, Any], context: Context,
+        stand_in: StandIn | None = None,
+    ) -> Unlearned:  # fmt: skip
+        ready = prepare(self.trained, method, options, self.data, request, stand_in)
         for text in ready.cautions:
             warnings.warn(text, ExpungeWarning, stacklevel=_CALLER)
-        outcome = ready.method.forget(ready.trained, request, context)
+        outcome = ready.forget(request, context)
         if outcome.changed_nothing and not ready.idle:
             warnings.warn(outcome.describe_warning(), ExpungeWarning, stacklevel=_CALLER)
         today = datetime.datetime.now(datetime.UTC).date().isoformat()

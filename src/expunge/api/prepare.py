@@ -9,15 +9,19 @@ from collections.abc import Callable, Mapping
 from typing import Any, ParamSpec, TypeVar
 
 from expunge.core.errors import ConfigError, ExpungeError, MethodError, unknown_name_hint, with_article
+from expunge.core.outcome import Outcome
 from expunge.core.request import ForgetRequest
 from expunge.core.show import plural, repr_fields
+from expunge.core.split import Split
 from expunge.core.trained import Trained
 from expunge.data.records import Records
+from expunge.data.retain_set.stand_in import StandIn, join_stand_in
 from expunge.experiments.objects.method import make_method
 from expunge.methods import Method, check_usable, method_class
 from expunge.methods.registry import options_of
+from expunge.methods.stand_in import forget_with_stand_in, replace_retained
 from expunge.sparsity import Pruning
-from expunge.training import get_recipe
+from expunge.training import Context, get_recipe
 
 from .declared import DEFAULT_RECIPE
 
@@ -33,13 +37,21 @@ class Prepared:
         method: with its options.
         trained: the original, with the assumed recipe if the method needs one and none was declared.
         assumed: what was assumed, as a sentence; empty: nothing.
+        stand_in: what the method reads in place of a retain set that is gone, or None.
     """
 
     method: Method
     trained: Trained
     assumed: str = ""
+    stand_in: StandIn | None = None
 
     __repr__ = repr_fields
+
+    def forget(self, request: ForgetRequest, context: Context) -> Outcome:
+        """Run the method."""
+        if self.stand_in is None:
+            return self.method.forget(self.trained, request, context)
+        return forget_with_stand_in(self.method, self.trained, request, context, self.stand_in)
 
     @property
     def cautions(self) -> tuple[str, ...]:
@@ -134,6 +146,7 @@ def prepare(
     options: Mapping[str, Any],
     records: Records,
     request: ForgetRequest | None = None,
+    stand_in: StandIn | None = None,
 ) -> Prepared:
     """Prepare a method for a model, or raise the error with which it is refused; nothing is trained.
 
@@ -145,20 +158,37 @@ def prepare(
         options: of a method that is named.
         records: the records.
         request: the request; None: what does not depend on it is checked.
+        stand_in: for a retain set that is gone; None: there is none.
 
     Raises:
         ExpungeError: see `choose_method` and `expunge.methods.check_usable`.
     """
     chosen = choose_method(trained, method, options)
+
+    def check(model: Trained) -> None:
+        if stand_in is None or request is None:
+            check_usable(chosen, model, records, request)
+        else:
+            check_usable(chosen, replace_retained(model, request, stand_in), stand_in.records, request)
+
     try:
-        check_usable(chosen, trained, records, request)
-        return Prepared(chosen, trained)
+        check(trained)
+        return Prepared(chosen, trained, stand_in=stand_in)
     except ExpungeError:
         if trained.provenance.recipe:
             raise
     assumed, text = assume_recipe(trained)
-    check_usable(chosen, assumed, records, request)
-    return Prepared(chosen, assumed, text)
+    check(assumed)
+    return Prepared(chosen, assumed, text, stand_in)
+
+
+def read_stand_in(given: Any, records: Records, request: ForgetRequest, split: Split) -> StandIn | None:
+    """The stand-in for a retain set that is gone: records, or a data set that `Records.from_dataset` reads."""
+    if given is None:
+        return None
+    if not isinstance(given, Records):
+        given = Records.from_dataset(given, name="stand-in")
+    return join_stand_in(records, given, request, split)
 
 
 def assume_recipe(trained: Trained) -> tuple[Trained, str]:

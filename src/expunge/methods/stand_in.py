@@ -41,19 +41,9 @@ def forget_with_stand_in(
         RequestError: the split does not declare the retain records absent; or see `Method.forget`.
         MethodError: see `Method.forget`.
     """
-    split = trained.split
-    if not split.retain_absent:
-        raise RequestError(
-            "the retain records are there: a stand-in would replace them",
-            where="stand-in",
-            hint="leave the stand-in out, or declare them absent: split.retain=absent",
-        )
-    after_request = request.apply(split)
-    known = np.concatenate([request.record_ids, stand_in.record_ids])
-    replaced = dataclasses.replace(split, retain=known, retain_absent=False)
-    outcome = method.forget(
-        dataclasses.replace(trained, split=replaced), request, dataclasses.replace(context, records=stand_in.records)
-    )
+    replaced = replace_retained(trained, request, stand_in)
+    after_request = request.apply(trained.split)
+    outcome = method.forget(replaced, request, dataclasses.replace(context, records=stand_in.records))
     guarantee = lower_guarantee(outcome.guarantee)
     return dataclasses.replace(
         outcome,
@@ -62,6 +52,28 @@ def forget_with_stand_in(
         bound={} if guarantee != outcome.guarantee else outcome.bound,
         stand_in=stand_in.to_json(),
     )
+
+
+def replace_retained(trained: Trained, request: ForgetRequest, stand_in: StandIn) -> Trained:
+    """The model that a method gets: its retain set is the stand-in.
+
+    Args:
+        trained: the original; its split declares the retain records absent.
+        request: the records to forget.
+        stand_in: see `join_stand_in`.
+
+    Raises:
+        RequestError: the split does not declare the retain records absent.
+    """
+    split = trained.split
+    if not split.retain_absent:
+        raise RequestError(
+            "the retain records are there: a stand-in would replace them",
+            where="stand-in",
+            hint="leave the stand-in out, or declare them absent: split.retain=absent, or adopt(..., gone=...)",
+        )
+    known = np.concatenate([request.record_ids, stand_in.record_ids])
+    return dataclasses.replace(trained, split=dataclasses.replace(split, retain=known, retain_absent=False))
 
 
 def lower_guarantee(guarantee: str) -> str:
