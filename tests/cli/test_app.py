@@ -23,6 +23,22 @@ def test_the_package_runs_as_a_module() -> None:
         assert done.stdout.strip()
 
 
+def test_forget_replaces_another_result_only_if_it_may(line: Line) -> None:
+    command = ("forget", "config.yaml", "method={name: FT, options: {epochs: 1}}")
+    assert line(*command).code == 0
+    outcome = line.directory / "runs/config/unlearned/outcome.json"
+    first = outcome.read_bytes()
+    assert line(*command).code == 0  # the same again
+    refused = line("forget", "config.yaml", "method={name: GA, options: {epochs: 1}}")
+    assert refused.code != 0
+    assert "--overwrite" in refused.err
+    assert outcome.read_bytes() == first
+    done = line("forget", "config.yaml", "method={name: GA, options: {epochs: 1}}", "--overwrite")
+    assert done.code == 0, done.err
+    assert "FT" in done.out + done.err
+    assert json.loads(outcome.read_text())["method"]["name"] == "GA"
+
+
 def test_forget_writes_model_scores_and_report(line: Line, elsewhere: Path) -> None:
     """A trained sparse model and a list of ids give an unlearned model, its scores and a report."""
     model = elsewhere / "pruned"
