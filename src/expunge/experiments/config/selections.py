@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from expunge.core.errors import ConfigError
+from expunge.core.errors import ConfigError, unknown_name_hint
 
 
 def make_label(value: Any) -> str:
@@ -45,3 +45,22 @@ def read_selection(items: Sequence[str]) -> dict[str, list[str]]:
             raise ConfigError("a selection has the form axis=label", where=item)
         chosen.setdefault(axis, []).append(label)
     return chosen
+
+
+def check_labels(axes: Mapping[str, Sequence[str]], only: Mapping[str, Sequence[str]]) -> None:
+    """Check a selection against the axes of a plan.
+
+    Args:
+        axes: axis to its labels.
+        only: axis to the labels that are wanted.
+
+    Raises:
+        ConfigError: there is no such axis, or no such label.
+    """
+    for name, wanted in only.items():
+        if name not in axes:
+            raise ConfigError(f"the plan has no axis {name!r}", hint=unknown_name_hint(name, axes))
+        for label in wanted:
+            if label not in axes[name]:
+                hint = unknown_name_hint(label, axes[name])
+                raise ConfigError(f"the axis {name} has no label {label!r}", hint=hint)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 
-from expunge.core.errors import ConfigError, unknown_name_hint
+from expunge.core.errors import ConfigError
 from expunge.experiments.config.plan import Plan
-from expunge.experiments.config.selections import matches
+from expunge.experiments.config.selections import check_labels, matches
 
 
 def select_cells(plan: Plan, only: Mapping[str, Sequence[str]]) -> Plan:
@@ -25,14 +25,7 @@ def select_cells(plan: Plan, only: Mapping[str, Sequence[str]]) -> Plan:
     """
     if not only:
         return plan
-    labels = {axis.name: axis.labels for axis in plan.axes}
-    for name, wanted in only.items():
-        if name not in labels:
-            raise ConfigError(f"the plan has no axis {name!r}", hint=unknown_name_hint(name, labels))
-        for label in wanted:
-            if label not in labels[name]:
-                hint = unknown_name_hint(label, labels[name])
-                raise ConfigError(f"the axis {name} has no label {label!r}", hint=hint)
+    check_labels({axis.name: axis.labels for axis in plan.axes}, only)
     chosen = {i for i, cell in enumerate(plan.cells) if matches(cell.labels, {k: list(v) for k, v in only.items()})}
     if not chosen:
         raise ConfigError("the plan has no cell with these labels", where=str(dict(only)))

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from expunge.core.errors import ConfigError, unknown_name_hint
+from expunge.core.errors import ConfigError
+from expunge.experiments.config.selections import check_labels
 
 from ..groups import group_by_labels
 from ..summary import row_label
@@ -20,14 +21,7 @@ def check_selection(results: Mapping[str, Any], only: Mapping[str, Sequence[str]
     Raises:
         ConfigError: an axis or a label is not in the results.
     """
-    labels = {axis["name"]: axis["labels"] for axis in results["axes"]}
-    for name, wanted in only.items():
-        if name not in labels:
-            raise ConfigError(f"the plan has no axis {name!r}", hint=unknown_name_hint(name, labels))
-        for label in wanted:
-            if label not in labels[name]:
-                hint = unknown_name_hint(label, labels[name])
-                raise ConfigError(f"the axis {name} has no label {label!r}", hint=hint)
+    check_labels({axis["name"]: axis["labels"] for axis in results["axes"]}, only)
     return {name: list(wanted) for name, wanted in only.items()}
 
 
