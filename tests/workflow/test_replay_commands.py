@@ -86,7 +86,8 @@ def test_a_bound_is_refused_before_training(line: Line) -> None:
     result = line("check", write(line, method="Rewind", options=options, training="momentum: 0.0"))
     assert "momentum" not in result.out
     batch_norm = write(line, method="Rewind", options=options, training="momentum: 0.0")
-    Path(batch_norm).write_text(Path(batch_norm).read_text().replace("mlp, options: {widths: [8]}", "small-cnn, normalise: none"))
+    text = Path(batch_norm).read_text().replace("mlp, options: {widths: [8]}", "small-cnn, normalise: none")
+    Path(batch_norm).write_text(text)
     result = line("check", batch_norm)
     assert result.code == 1
     assert "forward passes change tensors of the network" in result.out + result.err
