@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -96,6 +97,18 @@ def test_generators_are_reproducible() -> None:
     assert numpy_generator(1, "x").random() == numpy_generator(1, "x").random() != numpy_generator(1, "y").random()
     draws = [torch.rand(1, generator=torch_generator(1, label)).item() for label in ("x", "x", "y")]
     assert draws[0] == draws[1] != draws[2]
+
+
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="it is seeded, not queued")
+def test_global_rng_queues_no_seeds_for_accelerators_that_are_not_there() -> None:
+    """`torch.manual_seed` queues each for the first use of CUDA, with a stack, and keeps it."""
+    queue = getattr(torch.cuda, "_queued_calls", [])
+    before = len(queue)
+    with global_rng(0, "epoch"):
+        drawn = torch.rand(2)
+    assert len(queue) == before
+    torch.manual_seed(derive(0, "epoch"))
+    assert torch.equal(torch.rand(2), drawn)
 
 
 def test_global_rng_restores_the_callers_state() -> None:

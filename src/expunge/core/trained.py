@@ -327,17 +327,16 @@ _RUNNING: weakref.WeakKeyDictionary[nn.Module, tuple[str, ...]] = weakref.WeakKe
 def find_running_tensors(model: nn.Module, input_shape: Sequence[int] | None) -> tuple[str, ...]:
     """Find the tensors of a model that forward passes in training mode change, without any optimiser step.
 
-    A copy is run twice on 4 random records, and its state is compared with that before. This finds the running
-    statistics of every layer, whatever its type, and does not name constant buffers. A model is not run if all its
-    buffers are those of torch's normalisation layers, or of modules that declare `constant_buffers = True`.
+    A copy is run twice on 4 random records, and its state is compared. This finds the running statistics of every
+    layer, whatever its type, and no constant buffers. A model is not run if all its buffers are those of torch's
+    normalisation layers, or of modules that declare `constant_buffers = True`.
 
     Args:
         model: the network; not modified.
         input_shape: shape of one record; None if it is not known.
 
     Returns:
-        Plain names, in the order of the state dict. If the copy cannot be run, all buffers but those declared constant,
-        because any of them may change.
+        Plain names, in the order of the state dict. If the copy cannot be run: all buffers not declared constant.
 
     Example:
         >>> class Centre(nn.Module):
@@ -357,8 +356,7 @@ def find_running_tensors(model: nn.Module, input_shape: Sequence[int] | None) ->
         return _RUNNING[model]
     owners = _find_buffer_owners(model)
     candidates = [name for name, owner in owners.items() if not getattr(owner, "constant_buffers", False)]
-    normalisation = list_normalisation_buffers(model)
-    if set(candidates) == set(normalisation) and all(p.requires_grad for p in model.parameters()):
+    if set(candidates) == set(_choose_normalisation(owners)) and all(p.requires_grad for p in model.parameters()):
         return tuple(candidates)
     found = None if input_shape is None else _run_and_compare(model, input_shape)
     if found is None:
@@ -369,13 +367,10 @@ def find_running_tensors(model: nn.Module, input_shape: Sequence[int] | None) ->
 
 def _find_buffer_owners(model: nn.Module) -> dict[str, nn.Module]:
     """The modules that own the buffers of the state dict, by plain name."""
-    owners = {
-        f"{path}.{name}" if path else name: module
-        for path, module in model.named_modules(remove_duplicate=False)
-        for name in module._buffers
-    }
-    names = zip(model.state_dict(), plain_state(model), strict=True)
-    return {plain: owners[name] for name, plain in names if name in owners}
+    modules = model.named_modules(remove_duplicate=False)
+    owners = {f"{path}.{name}" if path else name: module for path, module in modules for name in module._buffers}
+    state = model.state_dict()
+    return {plain: owners[name] for name, plain in zip(state, plain_names(state), strict=True) if name in owners}
 
 
 def list_normalisation_buffers(model: nn.Module) -> list[str]:
@@ -383,9 +378,12 @@ def list_normalisation_buffers(model: nn.Module) -> list[str]:
 
     They are listed whether or not a forward pass changes them now: earlier training did.
     """
-    found = _find_buffer_owners(model).items()
-    statistics = ("running_mean", "running_var", "num_batches_tracked")
-    return [n for n, m in found if isinstance(m, nn.modules.batchnorm._NormBase) and n.rpartition(".")[2] in statistics]
+    return _choose_normalisation(_find_buffer_owners(model))
+
+
+def _choose_normalisation(owners: Mapping[str, nn.Module]) -> list[str]:
+    ends, kind = (".running_mean", ".running_var", ".num_batches_tracked"), nn.modules.batchnorm._NormBase
+    return [name for name, owner in owners.items() if isinstance(owner, kind) and f".{name}".endswith(ends)]
 
 
 def _run_and_compare(model: nn.Module, input_shape: Sequence[int]) -> tuple[str, ...] | None:

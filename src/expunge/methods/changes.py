@@ -80,9 +80,15 @@ def _is_regrown(before: torch.Tensor, after: torch.Tensor) -> bool:
     return before.shape != after.shape or bool((after & ~before).any())
 
 
-def find_dropped(before: Trained, after: Trained) -> tuple[str, ...]:
-    """Find the state of the original that the unlearned model no longer has."""
+def find_dropped(before: Trained, after: Trained, present: Iterable[str]) -> tuple[str, ...]:
+    """Find the state of the original that the unlearned model no longer has.
+
+    Args:
+        before: the original.
+        after: the unlearned model.
+        present: its influence-bearing state (`Trained.list_influence_state`).
+    """
     had = dict.fromkeys([*(name for name in DROPPED_STATE if name in before.state), *before.state])
     had |= dict.fromkeys(before.list_influence_state())
-    present = {*after.list_influence_state(), *after.state}
-    return tuple(name for name in had if name not in present)
+    has = {*present, *after.state}
+    return tuple(name for name in had if name not in has)

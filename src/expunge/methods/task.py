@@ -163,10 +163,14 @@ class Task:
         """Count the records of D_f, and others, that went through the network in training mode."""
         if steps.batch_norm == "frozen" or self.request.correction is not None:
             return
+        forget_rows = self.forget_rows
+        found: dict[int, tuple[int, NDArray[np.int64]]] = {}  # by the identity of the rows, which most passes share
         for turn in map(steps.pass_of, range(epochs)):
             read, of = (rows, records) if turn is None else (turn.rows, turn.records or records)
             known = len(of) == len(self.context.records)  # other records are noise, or the like
-            of_forget = int(np.isin(read, self.forget_rows).sum()) if known else 0
+            if known and id(read) not in found:
+                found[id(read)] = (int(np.isin(read, forget_rows).sum()), read)
+            of_forget = found[id(read)][0] if known else 0
             self._add_followed({"forget": of_forget, "others": len(read) - of_forget})
 
     def _add_followed(self, counts: Mapping[str, int]) -> None:
@@ -302,15 +306,16 @@ class Task:
         check_frozen(self.trained, after, self.thawed)
         changes = compare_models(self.trained, after)
         rewritten = find_rewritten(self.trained, after, changes) | self.recomputed
+        present = after.list_influence_state()
         outcome = self._make_outcome(after, seconds)
         return dataclasses.replace(
             outcome,
-            rewrote=tuple(name for name in after.list_influence_state() if name in rewritten),
-            dropped=find_dropped(self.trained, after),
+            rewrote=tuple(name for name in present if name in rewritten),
+            dropped=find_dropped(self.trained, after, present),
             history=tuple(self.history),
             bound=self.bound,
             changes=changes,
-            recomputed=tuple(name for name in after.list_influence_state() if name in self.recomputed),
+            recomputed=tuple(name for name in present if name in self.recomputed),
             followed=dict(self.followed),
             mask_changes=compare_masks(self.trained.mask, after.mask),
         )
