@@ -105,7 +105,7 @@ def global_rng(seed: int, *labels: object) -> Iterator[None]:
 
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
     with torch.random.fork_rng(devices=devices):
-        # without an accelerator, torch would queue the seed for one at every call, with a stack, and keep it
+        # without an accelerator, torch would store the seed for one, with a formatted stack: a millisecond a call
         seeded = torch.manual_seed if torch.accelerator.is_available() else torch.default_generator.manual_seed
         seeded(derive(seed, *labels))
         yield
