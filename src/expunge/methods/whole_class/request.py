@@ -21,6 +21,6 @@ def require_class(request: ForgetRequest, method: str, reason: str) -> int:
         raise RequestError(
             f"this method can only forget a whole class: {reason}",
             where=method,
-            hint="select a class (forget.by=class), or use another method for single records",
+            hint="request all records of a class (forget.by=class in a configuration), or use another method",
         )
     return request.forgotten_class

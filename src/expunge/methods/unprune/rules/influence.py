@@ -69,7 +69,7 @@ class Influence(UnpruneRule):
             raise MethodError(
                 "the influence rule needs the weights from before pruning, which are not stored",
                 where="sparsity.keep_weights",
-                hint="set sparsity.keep_weights=true",
+                hint="prune with keep_weights (sparsity.keep_weights=true in a configuration)",
             )
 
     def run(self, state: Unpruning) -> None:
