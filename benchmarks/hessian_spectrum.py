@@ -4,9 +4,9 @@
     python benchmarks/hessian_spectrum.py --small          # seconds; checks that it runs, and writes nothing
 
 A small CNN on 10,000 records of Fashion-MNIST, 20 epochs one-cycle, pruned to 0 to 99.5 % (OMP), as in
-plans/sweep-sparsity.yaml. Of each model, at most 90 Lanczos steps, as in the released code of [Jia2023], with
-products over 2,000 training records: spectral norm, the largest and the smallest Ritz values, the residual (an
-eigenvalue is within this distance of the norm), for the Hessian and for its Gauss-Newton part. The factor sigma of the
+plans/sweep-sparsity.yaml. Of each model, 90 Lanczos steps, as in the released code of [Jia2023], with products over
+2,000 training records: spectral norm, the largest and the smallest Ritz values, each with its residual (an eigenvalue
+is within this distance of it), for the Hessian and for its Gauss-Newton part. The factor sigma of the
 error bound of [Jia2023] is the norm; for a pruned model it is that of the block of the kept weights.
 
 Writes results/hessian_spectrum.json after every model; what is in it already with the same setting is not run again.
@@ -34,7 +34,7 @@ RESULT = Path(__file__).parent / "results" / "hessian_spectrum.json"
 SPARSITIES = (0.0, 0.5, 0.75, 0.9, 0.95, 0.99, 0.995)
 SETTING: dict[str, Any] = {
     "data": "fashion-mnist", "limit": 12_000, "model": "small-cnn", "epochs": 20, "batch_size": 64, "rate": 0.1,
-    "records": 2_000, "steps": 90, "shown": 5,
+    "records": 2_000, "steps": 90, "shown": 5, "scope": "erk",
 }  # fmt: skip
 SMALL = {"data": "digits", "limit": 300, "epochs": 1, "records": 100, "steps": 4}
 CPU = expunge.Runtime("cpu")
@@ -47,11 +47,14 @@ def measure(trained: Trained, records: expunge.Records, setting: dict[str, Any])
     for kind in ("hessian", "gauss-newton"):
         batches = Batches(records, rows, batch_size=500)
         matrix = Curvature(trained.model, batches.in_order, mask=trained.mask, matrix_type=kind)
-        spectrum = lanczos(matrix, steps=setting["steps"], seed=0, tolerance=1e-3)
-        values = [float(f"{value:.6g}") for value in spectrum.eigenvalues]
+        spectrum = lanczos(matrix, steps=setting["steps"], seed=0, tolerance=0.0)
+        pairs = [
+            [float(f"{value:.6g}"), float(f"{residual:.3g}")]
+            for value, residual in zip(spectrum.eigenvalues, spectrum.residuals, strict=True)
+        ]
         found[kind] = {
             "norm": float(f"{spectrum.norm:.6g}"), "residual": float(f"{spectrum.residual:.3g}"),
-            "largest": values[-setting["shown"] :], "smallest": values[: setting["shown"]],
+            "largest": pairs[-setting["shown"] :], "smallest": pairs[: setting["shown"]],
             "products": spectrum.products,
         }  # fmt: skip
     kept = sum(p.numel() for p in trained.model.parameters())
@@ -89,7 +92,7 @@ def main() -> None:
                 continue
             trained = dense
             if sparsity:
-                pruning = Pruning(sparsity=sparsity, layers=("conv", "linear"))
+                pruning = Pruning(sparsity=sparsity, layers=("conv", "linear"), scope=setting["scope"])
                 try:
                     trained = expunge.prune(dense, pruning, expunge.Context(records, CPU, seed))
                 except MaskError as error:  # a layer would lose every weight

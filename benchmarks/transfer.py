@@ -8,7 +8,7 @@ For each setting and seed:
 * source classes are ranked by their influence on the target (`expunge.training.transfer.measure_class_influence`):
   models trained on halves of the classes, probed on the target's validation records;
 * the original is trained on all source classes; then the most harmful classes are forgotten by each method, and, as the
-  control, equally many classes drawn at random;
+  control, equally many drawn at random from the other classes;
 * each model is transferred to the target: a linear probe on its features, and fine-tuning of the whole network.
 
 Printed and written to results/transfer.json after every model: accuracy on the target's test records, seconds of the
@@ -92,8 +92,9 @@ def measure(setting: Mapping[str, Any], seed: int) -> dict[str, Any]:
         source, split, target, target_split, network, recipe=recipe, models=setting["models"], seed=seed, runtime=CPU
     )
     harmful = list(ranked.most_harmful_first()[: setting["forget"]])
-    random = numpy_generator(seed, "random classes").permutation(source.classes)[: setting["forget"]]
-    choices = {"most harmful": harmful, "random": [source.class_names[index] for index in sorted(random)]}
+    others = [name for name in source.class_names if name not in harmful]
+    random = numpy_generator(seed, "random classes").permutation(len(others))[: setting["forget"]]
+    choices = {"most harmful": harmful, "random": [others[index] for index in sorted(random)]}
     original = expunge.train(source, split, network, recipe=recipe, seed=seed, runtime=CPU)
     tuned = expunge.Recipe(
         epochs=setting["epochs"], batch_size=BATCH, learning_rate=setting["rate"] / 5, nesterov=True,

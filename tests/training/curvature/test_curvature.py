@@ -99,6 +99,18 @@ def test_products_spectrum_and_solves(problem, matrix_type, masked):
     assert (flat(solved.x)[~kept] == 0).all()
 
 
+@pytest.mark.parametrize("steps", [4, 9])
+def test_an_eigenvalue_lies_within_the_residual_of_each_ritz_value(problem, steps):
+    model, x, y, _ = problem
+    values = np.linalg.eigvalsh(dense_matrix(model, x, y, "hessian", None).numpy())
+    found = lanczos(Curvature(model, batches_of(x, y, 4), None, "hessian", objective), steps=steps, tolerance=0.0)
+    assert len(found.eigenvalues) == len(found.residuals) == found.products == steps
+    distances = np.abs(np.asarray(found.eigenvalues)[:, None] - values[None]).min(1)
+    assert (distances <= np.asarray(found.residuals) + 1e-12).all()
+    assert found.residuals[int(np.argmax(np.abs(found.eigenvalues)))] == found.residual
+    assert max(found.residuals) > 1e-6  # the inner ones have not converged
+
+
 def test_gauss_newton_has_no_negative_eigenvalue_where_the_hessian_has(problem):
     model, x, y, _ = problem
     with torch.no_grad():

@@ -20,15 +20,18 @@ class Spectrum:
 
     Attributes:
         norm: largest absolute eigenvalue (the spectral norm).
-        eigenvalues: the Ritz values, ascending; the outer ones converge first.
+        eigenvalues: the Ritz values, ascending; the outer ones converge first. Those with a large residual are no
+            eigenvalues yet.
         residual: ||C q - lambda q|| of the Ritz pair of `norm`: an eigenvalue lies within this distance of lambda.
         products: number of matrix-vector products.
+        residuals: the same of each Ritz value.
     """
 
     norm: float
     eigenvalues: tuple[float, ...]
     residual: float
     products: int
+    residuals: tuple[float, ...] = ()
 
     __repr__ = repr_fields
 
@@ -36,17 +39,17 @@ class Spectrum:
 def lanczos(matrix: Curvature, *, steps: int = 30, seed: int = 0, tolerance: float = 1e-4) -> Spectrum:
     """Compute the spectral norm of the (masked) curvature by the Lanczos method with full reorthogonalisation.
 
-    Stops when the residual bound of the outermost Ritz pair, |beta_k e_k^T s|, is below `tolerance` times its value.
+    Stops when the residual bound of the outermost Ritz pair, |beta_k e_k^T s|, is below `tolerance` times its value. The
+    others may not have converged then; with a tolerance of 0, it takes all steps.
     """
     first = draw_vector(matrix.parameters, seed, matrix.mask)
     flat = torch.cat([tensor.reshape(-1) for tensor in first.values()])
     if not flat.any():  # a mask that keeps nothing
-        return Spectrum(0.0, (0.0,), 0.0, 0)
+        return Spectrum(0.0, (0.0,), 0.0, 0, (0.0,))
     basis = (flat / flat.double().norm().to(flat.dtype))[None]  # one row per Lanczos vector
     alphas: list[float] = []
     betas: list[float] = []
     best, residual = 0.0, math.inf
-    values = np.zeros(1)
     for step in range(max(1, steps)):
         product = matrix.multiply(_unflatten(basis[-1], first))
         w = torch.cat([product[name].reshape(-1) for name in first])
@@ -61,7 +64,8 @@ def lanczos(matrix: Curvature, *, steps: int = 30, seed: int = 0, tolerance: flo
             break
         betas.append(beta)
         basis = torch.cat([basis, (w / beta)[None]])
-    return Spectrum(best, tuple(float(v) for v in values), residual, len(alphas))
+    residuals = tuple(beta * abs(float(last)) for last in vectors[-1])
+    return Spectrum(best, tuple(float(v) for v in values), residual, len(alphas), residuals)
 
 
 def _unflatten(flat: torch.Tensor, like: Vector) -> Vector:
@@ -76,7 +80,7 @@ def power_iteration(matrix: Curvature, *, steps: int = 100, seed: int = 0, toler
     for step in range(max(1, steps)):
         size = norm(v)
         if size == 0:
-            return Spectrum(0.0, (0.0,), 0.0, step)
+            return Spectrum(0.0, (0.0,), 0.0, step, (0.0,))
         v = {name: tensor / size for name, tensor in v.items()}
         w = matrix.multiply(v)
         value, done = dot(v, w), step + 1
@@ -84,4 +88,4 @@ def power_iteration(matrix: Curvature, *, steps: int = 100, seed: int = 0, toler
         if residual <= tolerance * max(abs(value), 1e-30):
             break
         v = w
-    return Spectrum(abs(value), (value,), residual, done)
+    return Spectrum(abs(value), (value,), residual, done, (residual,))
