@@ -39,8 +39,8 @@ class Spectrum:
 def lanczos(matrix: Curvature, *, steps: int = 30, seed: int = 0, tolerance: float = 1e-4) -> Spectrum:
     """Compute the spectral norm of the (masked) curvature by the Lanczos method with full reorthogonalisation.
 
-    Stops when the residual bound of the outermost Ritz pair, |beta_k e_k^T s|, is below `tolerance` times its value. The
-    others may not have converged then; with a tolerance of 0, it takes all steps.
+    Stops when the residual bound of the outermost Ritz pair, |beta_k e_k^T s|, is below `tolerance` times its value.
+    The others may not have converged then; with a tolerance of 0, it takes all steps.
     """
     first = draw_vector(matrix.parameters, seed, matrix.mask)
     flat = torch.cat([tensor.reshape(-1) for tensor in first.values()])
