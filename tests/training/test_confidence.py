@@ -104,6 +104,13 @@ def test_bad_strata_are_refused(
         forget_stratum(records, split, ranking, stratum, **options)
 
 
+def test_a_ranking_with_a_record_twice_is_refused(toy: tuple[Any, Any, list[str]]) -> None:
+    """It would have another third than a third of the records."""
+    records, split, ranking = toy
+    with pytest.raises(RequestError, match="more than once"):
+        forget_stratum(records, split, [*ranking, ranking[0]], "high")
+
+
 def test_a_ranking_without_a_record_is_refused(toy: tuple[Any, Any, list[str]]) -> None:
     records, split, ranking = toy
     with pytest.raises(RequestError, match="lacks a record"):

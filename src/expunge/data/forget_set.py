@@ -18,6 +18,7 @@ from .records import Records
 from .requests import (
     SKIP_PRESUMES,
     IdsOrFile,
+    as_fraction,
     as_integer,
     build_request,
     check_on_missing,
@@ -201,8 +202,7 @@ def forget_random(
     on_hold, _ = read_selected(hold)
     pool = np.setdiff1d(split.retain, as_ids(on_hold))
     if fraction is not None:
-        if not 0 <= fraction <= 1:
-            raise RequestError(f"the fraction is {fraction}, not between 0 and 1", where="fraction")
+        fraction = as_fraction(fraction)
         number = round(fraction * len(split.retain))
     else:
         assert count is not None

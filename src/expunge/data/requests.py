@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import math
 import operator
 import os
 import re
@@ -13,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from expunge.core.errors import ConfigError, RequestError, find_nearest_name, unknown_name_hint
+from expunge.core.reading.plain import as_plain
 from expunge.core.request import ForgetRequest
 from expunge.core.split import PARTS, Split, as_ids, is_in
 
@@ -63,6 +65,30 @@ def as_integer(value: object, where: str) -> int:
     except TypeError:
         pass
     raise RequestError(f"{str(value)[:60]!r} is not an integer", where=where)
+
+
+def as_number(value: object, where: str) -> float:
+    """Return a finite number.
+
+    Raises:
+        RequestError: the value is not a number, or not finite.
+    """
+    plain = as_plain(value)
+    if isinstance(plain, (int, float)) and not isinstance(plain, bool) and math.isfinite(plain):
+        return plain
+    raise RequestError(f"{str(value)[:60]!r} is not a finite number", where=where)
+
+
+def as_fraction(value: object) -> float:
+    """Return a fraction.
+
+    Raises:
+        RequestError: the value is not a number from 0 to 1.
+    """
+    fraction = as_number(value, "fraction")
+    if not 0 <= fraction <= 1:
+        raise RequestError(f"the fraction is {fraction:g}, not between 0 and 1", where="fraction")
+    return fraction
 
 
 def check_on_missing(on_missing: str) -> bool:

@@ -17,7 +17,7 @@ from expunge.experiments.config.registry_checks import check_sections, make_chec
 from expunge.experiments.objects import records as records_of
 from expunge.experiments.objects.imported import adopt, read_imported
 from expunge.experiments.objects.model import make_architecture
-from expunge.experiments.objects.request import make_request, read_stand_in
+from expunge.experiments.objects.request import check_selection, make_request, read_stand_in
 from expunge.experiments.objects.split import make_split
 from expunge.experiments.objects.training import make_recipe
 
@@ -41,6 +41,7 @@ def read_records(config: RunConfig, *, planted: bool = True) -> Records:
     """Read the records of the section `data`, with what the section `forget` plants in them (unless not `planted`)."""
     section = config.data.model_dump(mode="json")
     if planted and config.forget is not None:
+        check_selection(config.forget.model_dump())
         forget, split = (part.model_dump(mode="json") for part in (config.forget, config.split))
         section = records_of.add_planting(section, forget, split)
     return records_of.read_records(section, config.data.dir)

@@ -154,13 +154,32 @@ def test_a_saved_split_is_used_with_and_without_the_planted_records(tmp_path: An
         ({"count": 3, "size": 2, "target": 3}, "no class 3"),
         ({"count": 3, "size": 2, "fill": 256}, "from 0 to 255"),
         ({"count": 3, "size": 2, "fill": 0.5}, "from 0 to 255"),
-        ({"count": 3, "size": 2, "fill": float("nan")}, "the value of the patch"),
+        ({"count": 3, "size": 2, "fill": float("nan")}, "not a finite number"),
+        ({"count": 3, "size": 2, "fill": "white"}, "not a finite number"),
+        ({"fraction": "0.1", "size": 2}, "not a finite number"),
+        ({"fraction": float("nan"), "size": 2}, "not a finite number"),
     ],
 )
 def test_bad_options_are_refused(options: dict[str, Any], message: str) -> None:
     records = make()
     with pytest.raises(RequestError, match=message):
         plant_backdoor(records, split_of(records), **options)
+
+
+@pytest.mark.parametrize(("size", "row", "column"), [(6, 1, 2), (7, 0, 1), (8, 0, 0), (9, 0, 0)])
+def test_the_default_place_has_the_margin_that_the_patch_leaves(size: int, row: int, column: int) -> None:
+    records = make()
+    assert records.input_shape[1:] == (9, 10)
+    planted = plant_backdoor(records, split_of(records), count=3, size=size)
+    assert planted.planted is not None
+    patch = planted.planted.options["patch"]
+    assert (patch["row"], patch["column"]) == (row, column)
+
+
+def test_a_value_beyond_float32_is_refused() -> None:
+    records = make((3, 10, 10), np.float32)
+    with pytest.raises(RequestError, match="no float32 number"):
+        plant_backdoor(records, split_of(records), count=3, size=2, fill=1e300)
 
 
 def test_an_invisible_patch_is_refused() -> None:
@@ -185,6 +204,8 @@ def test_one_planting_at_a_time() -> None:
     planted = plant_canaries(records, split_of(records), count=3)
     with pytest.raises(DataError, match="canaries already"):
         plant_backdoor(planted, split_of(planted), count=3, size=2)
+    with pytest.raises(DataError, match="canaries already"):
+        plant_canaries(planted, split_of(planted), count=3)
 
 
 def test_a_forget_set_that_was_not_planted_is_refused() -> None:
@@ -210,6 +231,8 @@ def test_a_forget_set_that_was_not_planted_is_refused() -> None:
         {"by": "backdoor", "count": 3, "size": 1.5},
         {"by": "backdoor", "count": 3, "target": [1]},
         {"by": "backdoor", "count": 3, "fill": "white"},
+        {"by": "backdoor", "count": 3, "fill": float("inf")},
+        {"by": "backdoor", "fraction": float("nan")},
         {"by": "backdoor", "count": 3, "copies": 2},
         {"by": "canaries"},
         {"by": "canaries", "count": True},

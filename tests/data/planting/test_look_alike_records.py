@@ -115,7 +115,10 @@ def test_the_forget_set_is_that_of_a_random_request_and_copies_stay() -> None:
     ("options", "message"),
     [
         ({"distance": 0.0}, "not above 0"),
-        ({"distance": float("inf")}, "not above 0"),
+        ({"distance": 1e40}, "at most 100"),
+        ({"distance": float("inf")}, "not a finite number"),
+        ({"distance": "near"}, "not a finite number"),
+        ({"copies": 10**9}, "1000000000 copies"),
         ({"distance": 1e-9}, "would equal the record"),
         ({"change": "shift", "copies": 9}, "there are 8 shifts"),
         ({"change": "shift", "pixels": 6}, "a shift of 6 pixels"),
@@ -128,6 +131,23 @@ def test_bad_copies_are_refused(options: dict[str, Any], message: str) -> None:
     records = make((1, 6, 6), np.uint8)
     with pytest.raises(RequestError, match=message):
         plant_look_alikes(records, expunge.make_split(records), **{"count": 5, **options})
+
+
+@pytest.mark.parametrize("change", ["noise", "shift"])
+def test_planted_copies_are_found_and_are_no_measure_of_what_is_usual(change: str) -> None:
+    """However many they are: most records of the retain set are copies in the last case."""
+    records = make((1, 6, 6), np.uint8)
+    usual, counts = set(), []
+    for copies in (0, 1, 8):
+        planted = plant_look_alikes(records, expunge.make_split(records), count=60, copies=copies, change=change)
+        split = expunge.make_split(planted)
+        split = forget_planted(planted, split).apply(split)
+        rows = {part: planted.rows(getattr(split, part)) for part in ("forget", "retain")}
+        usual.add(measure_usual_distance(planted, rows["retain"])[0])
+        counts.append(count_copies(planted, rows["forget"], {"retain": rows["retain"]}).parts["retain"])
+    assert len(usual) == 1
+    if change == "noise":
+        assert [(part.near, part.near_copies) for part in counts] == [(0, 0), (60, 60), (60, 480)]
 
 
 def test_tables_cannot_be_shifted_and_copies_have_no_usual_distance() -> None:

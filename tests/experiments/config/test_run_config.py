@@ -53,6 +53,8 @@ def test_defaults_and_overrides(tmp_path: Path) -> None:
         (("data:\n  source: digits", "data: digits"), "run.yaml:1", "data:", ""),
         (("  name: mlp", "  name: mlp\n  name: mlp"), "run.yaml:5", "is a duplicate (first in line 4)", ""),
         (("  name: mlp", "  name: [mlp"), "run.yaml:5", "is not YAML", ""),
+        (("rate: 1e-2", "rate: .nan"), "run.yaml:7", "training.learning_rate: is nan, not a finite number", ""),
+        (("mlp", "mlp\n  options: {a: [1, .inf]}"), "run.yaml:5", "model.options.a.1: is inf, not a finite number", ""),
     ],
 )
 def test_errors_name_file_line_and_key(

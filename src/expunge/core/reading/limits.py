@@ -35,6 +35,8 @@ ID_LENGTH, CLASSES = 1_000, 100_000
 MODELS, PERMUTATIONS, LEAKAGE_LABELS = 4_096, 100_000, 10_000_000
 #: Rounds of a method, clusters of representatives, and refinements of bounds (each twice as long as the one before).
 ROUNDS, CLUSTERS, EFFORT = 10_000, 100_000, 24
+#: Near copies of one record that are planted.
+LOOK_ALIKES = 1_000
 #: Processes that read the records of a stream.
 WORKERS = 256
 #: Columns of a CSV file, dimensions of an array, bytes of the directory of an npz file.

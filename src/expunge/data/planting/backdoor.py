@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from expunge.core.errors import RequestError, unknown_name_hint
 from expunge.core.split import Planting, Split
 from expunge.data.records import Records
-from expunge.data.requests import IdsOrFile, as_integer
+from expunge.data.requests import IdsOrFile, as_integer, as_number
 
 from .draw import describe_draw, draw_bases, name_planted
 from .plant import add_planted
@@ -89,7 +89,8 @@ def plant_backdoor(
         fraction: fraction of the training records; give either `fraction` or `count`.
         count: number of records; 0 only records the trigger, to measure a clean model.
         size: pixels of a side of the patch.
-        row: of its upper left pixel; a negative one counts from the end. Default: 2 pixels from the lower edge.
+        row: of its upper left pixel; a negative one counts from the end. Default: 2 pixels from the lower edge, if the
+            patch leaves so many.
         column: the same, from the right edge.
         fill: value of its pixels; default: white, which is 255 in uint8 images, and the largest value of other records.
         seed: seed of the draw.
@@ -153,21 +154,21 @@ def _make_trigger(
     size = as_integer(size, "size")
     places = []
     for name, given, length in zip(("row", "column"), (row, column), records.input_shape[1:], strict=True):
-        place = length - size - MARGIN if given is None else as_integer(given, name)
+        place = max(0, length - size - MARGIN) if given is None else as_integer(given, name)
         place = place + length if place < 0 and given is not None else place
         if size < 1 or not 0 <= place <= length - size:
             raise RequestError(
                 f"a patch of {size} x {size} pixels at {name} {place if given is None else given} is not inside an "
                 f"image of {records.input_shape[1]} x {records.input_shape[2]}",
                 where="size" if given is None else name,
+                hint=f"sides of 1 to {min(records.input_shape[1:])} pixels fit; a negative place counts from the end",
             )
         places.append(place)
     features = records.features
     is_uint8 = features.dtype == np.uint8
-    if fill is None:
-        fill = 255 if is_uint8 else float(features.max())
-    if not np.isfinite(np.float32(fill)):
-        raise RequestError(f"the value of the patch is {fill}", where="fill")
+    fill = (255 if is_uint8 else float(features.max())) if fill is None else as_number(fill, "fill")
+    if abs(fill) > float(np.finfo(np.float32).max):
+        raise RequestError(f"the value of the patch, {fill:g}, is no float32 number", where="fill")
     if is_uint8 and (fill != int(fill) or not 0 <= fill <= 255):
         raise RequestError(f"a pixel of a uint8 image is an integer from 0 to 255, not {fill:g}", where="fill")
     return Trigger(places[0], places[1], size, fill, find_class(records, target))

@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from expunge.core.errors import RequestError
+from expunge.core.errors import DataError, RequestError
 from expunge.core.seeds import derive, mix
 from expunge.core.split import Ids, Split, as_ids
 from expunge.data.records import Records
-from expunge.data.requests import IdsOrFile, as_integer, read_selected
+from expunge.data.requests import IdsOrFile, as_fraction, as_integer, read_selected
 
 
 def draw_bases(
@@ -43,16 +43,25 @@ def draw_bases(
         RequestError: both or neither of `fraction` and `count` are given, or there are too few records.
     """
     if (fraction is None) == (count is None):
-        raise RequestError(f"{purpose} needs either a fraction or a count", where="forget")
-    if fraction is not None and not 0 <= fraction <= 1:
-        raise RequestError(f"the fraction is {fraction}, not between 0 and 1", where="fraction")
+        raise RequestError(
+            f"{purpose} needs either a fraction or a count", where="forget", hint="for example fraction: 0.1"
+        )
     pool = np.setdiff1d(split.retain, as_ids(read_selected(hold)[0]))
-    number = as_integer(count, "count") if fraction is None else round(fraction * len(split.retain))
+    number = as_integer(count, "count") if fraction is None else round(as_fraction(fraction) * len(split.retain))
     if not 0 <= number <= len(pool):
-        raise RequestError(f"{number} records cannot be drawn from {len(pool)}", where="count")
+        raise RequestError(
+            f"{number} records cannot be drawn from {len(pool)}", where="count",
+            hint="they are drawn from the training records that are not on hold",
+        )  # fmt: skip
     keys = records.keys[records.rows(pool)]
     drawn: Ids = np.sort(pool[np.lexsort((keys, mix(keys, derive(seed, purpose))))[:number]])
     return drawn
+
+
+def check_unplanted(records: Records) -> None:
+    """Raise DataError if something was planted in the records already."""
+    if records.planted is not None:
+        raise DataError(f"the records have {records.planted.by} already", where=records.name, hint="plant one kind")
 
 
 def name_planted(records: Records, bases: Ids, suffix: str) -> Ids:
@@ -60,7 +69,9 @@ def name_planted(records: Records, bases: Ids, suffix: str) -> Ids:
 
     Raises:
         RequestError: there is a record of such a name.
+        DataError: something was planted in the records already.
     """
+    check_unplanted(records)
     found = as_ids([f"{base}~{suffix}" for base in bases.tolist()])
     taken = found[np.isin(found, records.record_ids)]
     if len(taken):

@@ -8,15 +8,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from expunge.core.errors import ConfigError, RequestError, unknown_name_hint
+from expunge.core.reading.limits import LOOK_ALIKES
 from expunge.core.seeds import derive, mix, numpy_generator
 from expunge.core.split import Ids, Planting, Split
 from expunge.data.forget_set import forget_random
 from expunge.data.quality.copies import measure_usual_distance
 from expunge.data.records import Records
-from expunge.data.requests import IdsOrFile, as_integer
+from expunge.data.requests import IdsOrFile, as_integer, as_number
 
 from .draw import describe_draw, name_planted
 from .plant import CHANGES, add_planted
+
+#: A copy at a larger distance, in units of the usual one, looks like no record.
+MOST_DISTANCE = 100
 
 
 def plant_look_alikes(
@@ -70,8 +74,8 @@ def plant_look_alikes(
     if change not in CHANGES:
         raise ConfigError(f"unknown change {change!r}", where="change", hint=unknown_name_hint(change, CHANGES))
     copies = as_integer(copies, "copies")
-    if copies < 0:
-        raise RequestError(f"{copies} copies", where="copies")
+    if not 0 <= copies <= LOOK_ALIKES:
+        raise RequestError(f"{copies} copies of each record", where="copies", hint=f"0 to {LOOK_ALIKES:,}")
     if records.features is None:
         raise RequestError(
             "near copies need records in memory; these are streamed", where=records.name,
@@ -82,7 +86,7 @@ def plant_look_alikes(
     options = {"by": "look-alikes", **describe_draw(fraction, count, seed), "copies": copies, **how}
     before = records.features[records.rows(forget)]
     if change == "noise":
-        made = _make_noise(records, split, forget, before, copies, float(distance), seed)
+        made = _make_noise(records, split, forget, before, copies, as_number(distance, "distance"), seed)
     else:
         made = _make_shifts(records, forget, before, copies, as_integer(pixels, "pixels"), seed)
     for part in made:
@@ -106,8 +110,11 @@ def _make_noise(
     """Near copies at a distance: noise of a random direction, in units of the standard deviation of each channel."""
     if not copies:
         return []
-    if not distance > 0 or not np.isfinite(distance):
-        raise RequestError(f"the distance of a near copy is {distance:g}, not above 0", where="distance")
+    if not 0 < distance <= MOST_DISTANCE:
+        raise RequestError(
+            f"the distance of a near copy is {distance:g}, not above 0 and at most {MOST_DISTANCE}", where="distance",
+            hint="up to 0.2 is a near copy; at 1 it is as far as the nearest other record usually is",
+        )  # fmt: skip
     usual, scale = measure_usual_distance(records, records.rows(split.retain))
     if usual == 0:
         raise RequestError(
@@ -142,7 +149,9 @@ def _make_shifts(
         )
     side = min(before.shape[2:])
     if not 1 <= pixels < side:
-        raise RequestError(f"a shift of {pixels} pixels of images with a side of {side}", where="pixels")
+        raise RequestError(
+            f"a shift of {pixels} pixels of images with a side of {side}", where="pixels", hint=f"1 to {side - 1}"
+        )
     steps = range(-pixels, pixels + 1)
     offsets = np.asarray([(down, right) for down in steps for right in steps if (down, right) != (0, 0)])
     if copies > len(offsets):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,6 +15,8 @@ from expunge.core.request import ForgetRequest
 from expunge.core.split import Planting, Split
 from expunge.data.records import MapDataset, Records
 from expunge.data.requests import IdsOrFile, build_request
+
+from .draw import check_unplanted
 
 
 class PlantedStream:
@@ -57,8 +60,7 @@ def add_planted(
     Raises:
         DataError: the records have a planting already, an id exists already, or features of a stream would change.
     """
-    if records.planted is not None:
-        raise DataError(f"the records have {records.planted.by} already", where=records.name, hint="plant one kind")
+    check_unplanted(records)
     rows = records.rows(planting.base_ids)
     labels = records.labels[rows] if labels is None else labels
     stream = records.stream
@@ -164,7 +166,7 @@ def check_planting(by: str, given: Mapping[str, Any]) -> None:
         value = given.get(key)
         if value is None:
             continue
-        wrong = isinstance(value, bool) or not isinstance(value, kind)
+        wrong = isinstance(value, bool) or not isinstance(value, kind) or value in _NOT_FINITE or value != value
         if wrong or (lowest is not None and value < lowest):
             raise ConfigError(f"is {str(value)[:60]!r}, not {what}", where=key)
     if not 0 <= given.get("fraction", 0) <= 1:
@@ -181,6 +183,7 @@ def check_planting(by: str, given: Mapping[str, Any]) -> None:
 
 #: How look-alikes differ from the records that they were made from.
 CHANGES = ("noise", "shift")
+_NOT_FINITE = (math.inf, -math.inf)
 #: Types and lowest values of options; 0 copies is the control without look-alikes.
 _VALUES: dict[str, tuple[Any, float | None, str]] = {
     "count": (int, 0, "an integer of 0 or more"),
@@ -192,6 +195,6 @@ _VALUES: dict[str, tuple[Any, float | None, str]] = {
     "fill": ((int, float), None, "a number"),
     "target": ((int, str), None, "the name or the index of a class"),
     "copies": (int, 0, "an integer of 0 or more"),
-    "distance": ((int, float), 0, "a number of 0 or more"),
+    "distance": ((int, float), 0, "a number above 0"),
     "pixels": (int, 1, "an integer of 1 or more"),
 }

@@ -12,7 +12,7 @@ from expunge.core.request import ForgetRequest
 from expunge.core.seeds import derive, mix
 from expunge.core.split import Split, as_ids
 from expunge.data.records import Records
-from expunge.data.requests import IdsOrFile, as_integer, build_request, read_selected
+from expunge.data.requests import IdsOrFile, as_fraction, as_integer, build_request, read_selected
 
 #: From the most memorised third to the least memorised one, as in a ranking.
 STRATA = ("high", "middle", "low")
@@ -54,7 +54,7 @@ def forget_stratum(
     Raises:
         ConfigError: there is no such stratum.
         RequestError: both `fraction` and `count` are given, the stratum has too few records, or the ranking lacks a
-            record of the retain set.
+            record of the retain set, or has one twice.
 
     Example:
         >>> import expunge
@@ -72,15 +72,16 @@ def forget_stratum(
     missing = split.retain[~np.isin(split.retain, ranked)]
     if len(missing):
         raise RequestError("the ranking lacks a record of the retain set", where=str(missing[0]))
+    values, counts = np.unique(ranked, return_counts=True)
+    if len(values) < len(ranked):
+        raise RequestError("the ranking has a record more than once", where=str(values[counts > 1][0]))
     third = np.array_split(ranked, len(STRATA))[STRATA.index(stratum)]
     pool = third[~np.isin(third, on_hold)]
     size: dict[str, Any] = {}
     if fraction is not None or count is not None:
         if fraction is not None and count is not None:
             raise RequestError("a stratum is drawn from by either a fraction or a count", where="count")
-        if fraction is not None and not 0 <= fraction <= 1:
-            raise RequestError(f"the fraction is {fraction}, not between 0 and 1", where="fraction")
-        number = as_integer(count, "count") if fraction is None else round(fraction * len(split.retain))
+        number = as_integer(count, "count") if fraction is None else round(as_fraction(fraction) * len(split.retain))
         if not 0 <= number <= len(pool):
             raise RequestError(f"{number} records cannot be drawn from the {len(pool)} of the stratum", where="count")
         keys = records.keys[records.rows(pool)]

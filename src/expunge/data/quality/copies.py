@@ -4,8 +4,9 @@ An exact copy has the same features, whatever its label. A near copy is a record
 the usual distance of a record of the retain set to the nearest other one: the median over at most 500 of them. If
 records are drawn independently and vary in d directions, the fraction of records with a neighbour that near is about
 ln 2 * NEAR^d: 3 % for d = 2, 0.6 % for d = 3, and almost none for images. The fraction among these 500 is reported too
-(`Copies.usual`), so that a count can be compared with what is usual in the data. Distances are Euclidean, in units of
-the standard deviation of each channel (axis 1 of a batch).
+(`Copies.usual`), so that a count can be compared with what is usual in the data. Look-alikes that were planted are
+counted, but what is usual is measured without them. Distances are Euclidean, in units of the standard deviation of each
+channel (axis 1 of a batch).
 """
 
 from __future__ import annotations
@@ -266,7 +267,10 @@ class _View:
 
     def __init__(self, records: Records, retain: Rows) -> None:
         self.records = records
-        sample = self._stack(_draw(records, retain, _SCALE if records.stream is None else _USUAL)).astype(np.float64)
+        usual = retain[self._are_usual(retain)]
+        sample = self._stack(
+            _draw(records, usual if len(usual) else retain, _SCALE if records.stream is None else _USUAL)
+        ).astype(np.float64)
         axes = tuple(axis for axis in range(sample.ndim) if axis != 1)
         std, mean = sample.std(axis=axes), sample.mean(axis=axes)
         shape = (-1, *[1] * (sample.ndim - 2))
@@ -277,6 +281,13 @@ class _View:
         if width > _PROJECTED:
             draws = numpy_generator(0, "copies", "projection").standard_normal((width, _PROJECTED))
             self.matrix = draws / np.sqrt(_PROJECTED)
+
+    def _are_usual(self, rows: Rows) -> NDArray[np.bool_]:
+        """Which rows are not planted look-alikes."""
+        planted = self.records.planted
+        if planted is None or planted.replaces:
+            return np.ones(len(rows), dtype=bool)
+        return ~np.isin(self.records.record_ids[rows], planted.record_ids)
 
     def _stack(self, rows: Rows) -> NDArray[Any]:
         return self.records.read_batch(rows)
@@ -313,6 +324,8 @@ class _View:
 
     def measure_usual(self, rows: Rows, digests: list[bytes], points: NDArray[np.float64]) -> tuple[float, float]:
         """The distance of a near copy, and the fraction of the retain set that has one, from some of its records."""
+        kept = np.flatnonzero(self._are_usual(rows))
+        rows, digests, points = rows[kept], [digests[index] for index in kept], points[kept]
         if len(rows) < 3:
             return 0.0, 0.0
         chosen = np.flatnonzero(np.isin(rows, _draw(self.records, rows, _USUAL)))

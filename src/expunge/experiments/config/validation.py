@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import types
 import typing
+from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
 
 import pydantic
@@ -87,11 +89,27 @@ def validate_values(model: type[ModelT], values: Any, origins: Origins, *, what:
         ConfigError: the first problem, and the number of further ones.
     """
     try:
-        return model.model_validate(values)
+        found = model.model_validate(values)
     except pydantic.ValidationError as error:
         # A misspelt key is reported as unknown and as missing: sort unknown keys first.
         problems = sorted(error.errors(include_url=False), key=lambda problem: problem["type"] != "extra_forbidden")
         raise _explain(model, problems[0], len(problems) - 1, origins, what) from None
+    for path, value in _list_numbers(values):
+        if not math.isfinite(value):  # JSON has no such number: it would be stored as "not set"
+            raise ConfigError(
+                f"{'.'.join(map(str, path))}: is {value}, not a finite number", where=locate(origins, path)
+            )
+    return found
+
+
+def _list_numbers(values: Any, path: KeyPath = ()) -> Iterator[tuple[KeyPath, float]]:
+    """The floating-point numbers in nested plain values, by their key paths."""
+    if isinstance(values, float):
+        yield path, values
+    elif isinstance(values, (Mapping, list, tuple)):
+        items = values.items() if isinstance(values, Mapping) else enumerate(values)
+        for key, value in items:
+            yield from _list_numbers(value, (*path, key))
 
 
 def locate(origins: Origins, path: KeyPath) -> str:
