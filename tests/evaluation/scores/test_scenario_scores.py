@@ -117,10 +117,20 @@ def test_canaries_are_counted_wherever_they_are() -> None:
     test = predict(["g", "h"], [2, 3], [2, 3])
     parts = Parts(forget, retain, predict([], [], []), test, predict(["f"], [1], [1]), planted.class_names)
     trained = Trained(nn.Linear(1, 4), None, after, Provenance({}))
-    inputs = ScoreInputs(parts=parts, trained=trained, request=ForgetRequest(ids[:3]), records=planted, svc_records=2)
+    given: dict[str, Any] = {"parts": parts, "request": ForgetRequest(ids[:3]), "records": planted, "svc_records": 2}
+    inputs = ScoreInputs(trained=trained, **given)
     found = {one.name: one.value for one in measure_scores(inputs)[0]}
     assert found["Canaries known"] == 50.0  # the first, and the one that stays
     assert found["Canaries healed"] == 25.0
+    network = nn.Linear(1, 4)
+    with torch.no_grad():
+        network.weight.zero_()
+        network.bias.copy_(torch.nn.functional.one_hot(torch.tensor(wrong[0]), 4))  # gives every record this class
+    original = Trained(network, None, after, Provenance({}))
+    inputs = ScoreInputs(trained=trained, original=original, retrained=trained, outcome={}, runtime=CPU, **given)
+    measured = measure_scores(inputs, ("Canaries known before",))[0]
+    before = {one.name: one.value for one in measured}["Canaries known before"]
+    assert before == 25.0 * wrong.count(wrong[0])
 
 
 def test_known_records_are_counted_by_their_distance_to_the_retain_set() -> None:

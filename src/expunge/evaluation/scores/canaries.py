@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from expunge.evaluation.predictions import Bools
-from expunge.evaluation.registry.definition import Measurement, register_score
+from expunge.evaluation.registry.definition import Measurement, Missing, register_score
 from expunge.evaluation.registry.inputs import ScoreInputs
 
 from .accuracy import wilson_interval
@@ -47,3 +47,23 @@ def measure_canaries(inputs: ScoreInputs) -> Mapping[str, Measurement] | None:
         "Canaries known": _measure_fraction(given == labels, "get the planted label"),
         "Canaries healed": _measure_fraction(given == truths, "get the label that their source has"),
     }
+
+
+@register_score(
+    "Canaries known before", unit="%", direction="higher", needs=("predictions", "models", "canaries"), position=126,
+    decimals=2, heading="canaries known before %", compared=False, on_request=True,
+    citation="this project; docs/scenarios.md#canaries",
+)  # fmt: skip
+def measure_canaries_before(inputs: ScoreInputs) -> Measurement | Missing:
+    """Fraction of the canaries that the original model gives the planted label: what there is to forget."""
+    from expunge.training import predict_logits
+
+    records, parts = inputs.records, inputs.parts
+    assert records.planted is not None
+    ids = np.concatenate([part.record_ids[np.isin(part.record_ids, records.planted.record_ids)]
+                          for part in (parts.forget, parts.retain)])  # fmt: skip
+    if len(ids) == 0:
+        return Missing("no canary is in the forget set or the retain set: Canaries known before was not computed")
+    rows = records.rows(ids)
+    logits = predict_logits(inputs.original.model, records, rows, runtime=inputs.runtime)
+    return _measure_fraction(logits.argmax(1).numpy() == records.labels[rows], "get the planted label before")
