@@ -156,3 +156,16 @@ def test_wrong_choices_are_errors(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert "<!-- toy.results.json; score=UA; method=FT; over=sparsity; log=y -->" in out.read_text()
     assert run_command([*command, "--over", "sparsity", "--ranks"]) == 2
     assert "choose one" in capsys.readouterr().err
+
+
+def test_cells_without_a_method_are_lines_of_their_own() -> None:
+    """Leakage, for example: every cell is its own reference, and there is nothing else to draw."""
+    cells = [
+        {"labels": {"copies": copies, "seed": seed}, "method": "leakage", "sparsity": 0.9, "reference": place,
+         "is_reference": True, "state": "finished", "scores": {"Topology leakage": value}}
+        for place, (copies, seed, value) in enumerate((("0", "0", 0.9), ("0", "1", 0.8), ("4", "0", 0.6)))
+    ]  # fmt: skip
+    axes = [{"name": "copies", "role": "case", "labels": ["0", "4"]},
+            {"name": "seed", "role": "replicate", "labels": ["0", "1"]}]  # fmt: skip
+    found = tips(render_sweep({"plan": {"name": "toy"}, "axes": axes, "cells": cells}, "Topology leakage", "copies"))
+    assert [text.split(" ")[:3] for text in found] == [["leakage,", "0,", "0.85"], ["leakage,", "4,", "0.6"]]

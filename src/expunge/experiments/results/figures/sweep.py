@@ -154,12 +154,13 @@ def _make_panels(
         known = sorted({name for cell in every for name in cell["scores"]})
         raise ConfigError(f"no cell has the score {score!r}", hint=unknown_name_hint(score, known))
     floors = {} if score.startswith("gap:") else _find_floors(results, score)
+    alone = all(cell["is_reference"] for cell in cells)  # leakage, for example: no method is compared with a reference
     panels = []
     for heads, members in _group(results, cells, roles, over).items():
         groups: dict[str, dict[int, list[Mapping[str, Any]]]] = {}
         for cell in members:
-            if not cell["is_reference"] or score_facts(score.removeprefix("gap:")).compared:
-                kind = "" if cell["is_reference"] else row_label(cell, roles, "method")
+            if alone or not cell["is_reference"] or score_facts(score.removeprefix("gap:")).compared:
+                kind = "" if cell["is_reference"] and not alone else row_label(cell, roles, "method")
                 kind = AGAIN if not cell["is_reference"] and _is_retrained(cell, rerun) else kind
                 groups.setdefault(kind, {}).setdefault(places[cell["labels"][over]], []).append(cell)
         lines = {name: _make_points(name, own, every, score, list(places)) for name, own in groups.items()}
