@@ -111,6 +111,20 @@ def test_an_eigenvalue_lies_within_the_residual_of_each_ritz_value(problem, step
     assert max(found.residuals) > 1e-6  # the inner ones have not converged
 
 
+def test_without_a_tolerance_all_steps_are_taken() -> None:
+    """The residual of an outlier is exactly 0 in floating-point numbers long before the other end has converged."""
+    torch.manual_seed(0)
+    x = torch.randn(64, 60)
+    x[:, 0] *= 1e4
+    batches = batches_of(x, torch.zeros(64, dtype=torch.long), 64)
+    model = nn.Linear(60, 2, bias=False)
+    with torch.no_grad():
+        model.weight.zero_()
+    found = lanczos(Curvature(model, batches, None, "gauss-newton"), steps=40, tolerance=0.0)
+    assert found.products == 40
+    assert found.residual == 0.0
+
+
 def test_gauss_newton_has_no_negative_eigenvalue_where_the_hessian_has(problem):
     model, x, y, _ = problem
     with torch.no_grad():

@@ -22,7 +22,8 @@ class Spectrum:
         norm: largest absolute eigenvalue (the spectral norm).
         eigenvalues: the Ritz values, ascending; the outer ones converge first. Those with a large residual are no
             eigenvalues yet.
-        residual: ||C q - lambda q|| of the Ritz pair of `norm`: an eigenvalue lies within this distance of lambda.
+        residual: ||C q - lambda q|| of the Ritz pair of `norm`: an eigenvalue lies within this distance of lambda, apart
+            from the rounding of the products.
         products: number of matrix-vector products.
         residuals: the same of each Ritz value.
     """
@@ -60,7 +61,8 @@ def lanczos(matrix: Curvature, *, steps: int = 30, seed: int = 0, tolerance: flo
         values, vectors = np.linalg.eigh(np.diag(alphas) + np.diag(betas, 1) + np.diag(betas, -1))
         outer = int(np.argmax(np.abs(values)))
         best, residual = abs(float(values[outer])), beta * abs(float(vectors[-1, outer]))
-        if residual <= tolerance * max(best, 1e-30) or step == steps - 1 or beta < 1e-12:
+        converged = tolerance > 0 and residual <= tolerance * max(best, 1e-30)
+        if converged or step == steps - 1 or beta < 1e-12:
             break
         betas.append(beta)
         basis = torch.cat([basis, (w / beta)[None]])
