@@ -22,8 +22,8 @@ class Spectrum:
         norm: largest absolute eigenvalue (the spectral norm).
         eigenvalues: the Ritz values, ascending; the outer ones converge first. Those with a large residual are no
             eigenvalues yet.
-        residual: ||C q - lambda q|| of the Ritz pair of `norm`: an eigenvalue lies within this distance of lambda, apart
-            from the rounding of the products.
+        residual: ||C q - lambda q|| of the Ritz pair of `norm`: an eigenvalue lies within this distance of lambda, if
+            the products are exact.
         products: number of matrix-vector products.
         residuals: the same of each Ritz value.
     """
