@@ -125,6 +125,29 @@ def test_without_a_tolerance_all_steps_are_taken() -> None:
     assert found.residual == 0.0
 
 
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("columns", [1, 2, 3, 5])
+def test_no_eigenvalue_is_found_that_does_not_exist(columns, seed):
+    """Many more steps than there are eigenvalues: what is left of a product then is rounding, and no new direction."""
+    x = torch.zeros(20, 40)
+    x[:, :columns] = torch.randn(20, columns, generator=torch.Generator().manual_seed(seed)) * 30
+    model = nn.Linear(40, 3, bias=False)
+    with torch.no_grad():
+        model.weight.zero_()
+    batches = batches_of(x, torch.zeros(20, dtype=torch.long), 20)
+    found = lanczos(Curvature(model, batches, None, "gauss-newton"), steps=90, seed=seed, tolerance=0.0)
+    values = np.linalg.eigvalsh(dense_gauss_newton(x.double(), torch.full((20, 3), 1 / 3).double()).numpy())
+    assert found.norm == pytest.approx(values.max(), rel=1e-5)
+    distances = np.abs(np.asarray(found.eigenvalues)[:, None] - values[None]).min(1)
+    assert distances.max() < 1e-5 * values.max()
+
+
+def dense_gauss_newton(x: torch.Tensor, p: torch.Tensor) -> torch.Tensor:
+    """Of a linear classifier with the probabilities `p`: the mean of (diag(p) - p p^T) x x^T over the records."""
+    inner = torch.diag_embed(p) - p[:, :, None] * p[:, None, :]
+    return torch.einsum("nij,na,nb->iajb", inner, x, x).reshape(p.shape[1] * x.shape[1], -1) / len(x)
+
+
 def test_gauss_newton_has_no_negative_eigenvalue_where_the_hessian_has(problem):
     model, x, y, _ = problem
     with torch.no_grad():

@@ -13,6 +13,9 @@ from expunge.core.show import repr_fields
 from .products import Curvature
 from .vectors import Vector, combine, dot, draw_vector, norm
 
+#: A unit vector with less than this along others is orthogonal to them; one with less than that beside them is not new.
+_ORTHOGONAL, _NEW = 1e-3, 0.5
+
 
 @dataclasses.dataclass(frozen=True)
 class Spectrum:
@@ -41,7 +44,8 @@ def lanczos(matrix: Curvature, *, steps: int = 30, seed: int = 0, tolerance: flo
     """Compute the spectral norm of the (masked) curvature by the Lanczos method with full reorthogonalisation.
 
     Stops when the residual bound of the outermost Ritz pair, |beta_k e_k^T s|, is below `tolerance` times its value.
-    The others may not have converged then; with a tolerance of 0, it takes all steps.
+    The others may not have converged then; with a tolerance of 0, it takes all steps, unless products lead to no new
+    direction: then the start can find no further eigenvalue.
     """
     first = draw_vector(matrix.parameters, seed, matrix.mask)
     flat = torch.cat([tensor.reshape(-1) for tensor in first.values()])
@@ -64,10 +68,27 @@ def lanczos(matrix: Curvature, *, steps: int = 30, seed: int = 0, tolerance: flo
         converged = tolerance > 0 and residual <= tolerance * max(best, 1e-30)
         if converged or step == steps - 1 or beta < 1e-12:
             break
+        direction = _find_direction(w / beta, basis)
+        if direction is None:
+            break
         betas.append(beta)
-        basis = torch.cat([basis, (w / beta)[None]])
+        basis = torch.cat([basis, direction[None]])
     residuals = tuple(beta * abs(float(last)) for last in vectors[-1])
     return Spectrum(best, tuple(float(v) for v in values), residual, len(alphas), residuals)
+
+
+def _find_direction(direction: torch.Tensor, basis: torch.Tensor) -> torch.Tensor | None:
+    """The direction if it is orthogonal to the basis, or what of it is; None if it lies in the basis but for rounding.
+
+    What is left of a product in an exhausted space is rounding. Normalised, it can lie among the earlier vectors; with
+    it, eigenvalues would be found that do not exist.
+    """
+    if float((basis @ direction).norm()) < _ORTHOGONAL:
+        return direction
+    for _ in range(2):
+        direction = direction - basis.T @ (basis @ direction)
+    length = float(direction.double().norm())
+    return None if length < _NEW else direction / length
 
 
 def _unflatten(flat: torch.Tensor, like: Vector) -> Vector:
