@@ -301,7 +301,7 @@ def test_resources_of_a_plan(lab: Lab, use: Any) -> None:
         ("{train: {gpu: true}}", "True is not a positive amount of gpu"),
         ("{train: {memory: much}}", "'much' is not a positive amount of memory"),
         ("{train: {memory: 0 GB}}", "'0 GB' is not a positive amount of memory"),
-        ("{train: {gpu: .inf}}", "inf is not a positive amount of gpu"),
+        ("{train: {gpu: .inf}}", "is inf, not a finite number"),
     ],
 )
 def test_resources_that_mean_nothing(lab: Lab, text: str, message: str) -> None:
