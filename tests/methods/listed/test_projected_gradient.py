@@ -94,10 +94,11 @@ def test_with_the_full_span_retained_outputs_stay_while_the_weights_move(sparse:
     method = get_method("PGU", kept=1.0, epochs=5, learning_rate=0.5, last_rate=0.5)
     outcome = method.forget(trained, request, Context(records, cpu))
     rows = records.rows(outcome.trained.split.retain)
-    before, after = (predict_logits(m.model, records, rows, runtime=cpu) for m in (trained, outcome.trained))
-    assert float((before - after).abs().max()) < 1e-6
-    moved = np.abs(linear.get_theta(trained) - linear.get_theta(outcome.trained)).max()
-    assert moved > 0.01
+    x = records.features[rows].reshape(len(rows), -1).astype(np.float64)
+    old, new = (linear.get_theta(m).astype(np.float64) for m in (trained, outcome.trained))
+    # in float64: outputs of 7 in float32 are rounded by more than 1e-6, differently on each kind of CPU
+    assert np.abs(x @ (old - new)[:, :-1].T + (old - new)[:, -1]).max() < 1e-6
+    assert np.abs(old - new).max() > 0.01
     forgotten = records.rows(request.record_ids)
     before, after = (predict_logits(m.model, records, forgotten, runtime=cpu) for m in (trained, outcome.trained))
     assert float((before - after).abs().max()) > 0.1, "the outputs on D_f did not change"
