@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import contextlib
 import math
 import operator
 import os
@@ -74,8 +75,9 @@ def as_number(value: object, where: str) -> float:
         RequestError: the value is not a number, or not finite.
     """
     plain = as_plain(value)
-    if isinstance(plain, (int, float)) and not isinstance(plain, bool) and math.isfinite(plain):
-        return plain
+    with contextlib.suppress(OverflowError):  # an integer beyond all floating-point numbers
+        if isinstance(plain, (int, float)) and not isinstance(plain, bool) and math.isfinite(plain):
+            return plain
     raise RequestError(f"{str(value)[:60]!r} is not a finite number", where=where)
 
 

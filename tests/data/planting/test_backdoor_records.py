@@ -156,6 +156,7 @@ def test_a_saved_split_is_used_with_and_without_the_planted_records(tmp_path: An
         ({"count": 3, "size": 2, "fill": 0.5}, "from 0 to 255"),
         ({"count": 3, "size": 2, "fill": float("nan")}, "not a finite number"),
         ({"count": 3, "size": 2, "fill": "white"}, "not a finite number"),
+        ({"count": 3, "size": 2, "fill": 10**400}, "not a finite number"),
         ({"fraction": "0.1", "size": 2}, "not a finite number"),
         ({"fraction": float("nan"), "size": 2}, "not a finite number"),
     ],

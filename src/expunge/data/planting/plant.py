@@ -166,7 +166,8 @@ def check_planting(by: str, given: Mapping[str, Any]) -> None:
         value = given.get(key)
         if value is None:
             continue
-        wrong = isinstance(value, bool) or not isinstance(value, kind) or value in _NOT_FINITE or value != value
+        wrong = isinstance(value, bool) or not isinstance(value, kind)
+        wrong = wrong or (isinstance(value, float) and not math.isfinite(value))
         if wrong or (lowest is not None and value < lowest):
             raise ConfigError(f"is {str(value)[:60]!r}, not {what}", where=key)
     if not 0 <= given.get("fraction", 0) <= 1:
@@ -183,7 +184,6 @@ def check_planting(by: str, given: Mapping[str, Any]) -> None:
 
 #: How look-alikes differ from the records that they were made from.
 CHANGES = ("noise", "shift")
-_NOT_FINITE = (math.inf, -math.inf)
 #: Types and lowest values of options; 0 copies is the control without look-alikes.
 _VALUES: dict[str, tuple[Any, float | None, str]] = {
     "count": (int, 0, "an integer of 0 or more"),
